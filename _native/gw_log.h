@@ -1,0 +1,206 @@
+/* gw_log.h - the log: one mmap'd, preallocated file that is ring buffer and write-ahead log at once.
+ *
+ * What it promises
+ *   P1  A record is committed by one release store (its marker). From then on it survives SIGKILL of every process.
+ *   P2  `durable` is a position such that an fdatasync that covers every byte below it has returned.
+ *   P3  Only a record whose marker, size and CRC agree is ever read: nothing torn, stale or forged.
+ *   P4  A producer never waits: full, draining and failed are verdicts. A dead producer's claim becomes a PAD.
+ *   P5  A position is overwritten only when it lies below `reclaim`: the least cursor whose fdatasync has returned.
+ *
+ * Positions (lsn) are byte counts, multiples of 8, above 0, that only grow; masked at use. One writer each:
+ *
+ *     reclaim  <=  cursor of each sink  <=  committed  <=  tail  <=  reclaim + capacity
+ *     committer    the sink's publisher     follower       producers
+ *                  durable <= committed     (durable: committer)
+ *
+ * The file
+ *     page 0   identity: written once
+ *     page 1   slot A  \  written in turn, one a sync: sequence number, watermark, epochs, cursors, CRC
+ *     page 2   slot B  /
+ *     page 3   zero
+ *     page 4   the ring, `capacity` bytes; its first `record_bytes_max` bytes are mapped again behind its end,
+ *              so that a record may run over the end. Markers are always addressed through the first mapping.
+ *
+ * A record (little-endian; a multiple of 8 bytes; zero bytes fill the end)
+ *      0        8       12       16                24                32       40       48      52 53 54 55 56      64
+ *      +--------+--------+--------+-----------------+-----------------+--------+--------+-------+--+--+--+--+-------+---
+ *      | marker | crc32c | epoch  | size            | received_at_ns  | seq    | boot   | body  |id|fl|ki|sp| zero  | device_id, body
+ *      +--------+--------+--------+-----------------+-----------------+--------+--------+-------+--+--+--+--+-------+---
+ *   marker = (lsn | kind) XOR mix(secret, epoch). CRC32C covers lsn, then every byte from `epoch` to the body's end;
+ *   a PAD's covers lsn and its header from `epoch` on, with another seed. Zero means never written.
+ *
+ * Everything else that is shared lives in a memfd (`gw_shared`) and is rebuilt by recovery; see gw_log_shared.h.
+ *
+ * Crash story: LOG.md's, repeated where the code is: claim and commit, walk, reap in gw_log.c; committer in
+ * gw_log_commit.c; recovery in gw_log_recover.c. */
+#ifndef GW_LOG_H
+#define GW_LOG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gw_counters.h"
+
+typedef struct gw_log gw_log;           /* one process's view of a log; thread-safe where a comment does not forbid it */
+typedef struct gw_producer gw_producer; /* one claiming thread's intent slot */
+
+typedef enum gw_status {
+    GW_OK = 0,
+    GW_FULL,      /* verdict: no room below reclaim + capacity */
+    GW_CLOSED,    /* verdict: draining, no new claims */
+    GW_FAILED,    /* the log is in state FAILED: no 2xx may be sent */
+    GW_EMPTY,     /* nothing committed at this position yet */
+    GW_CORRUPT,   /* marker, size or CRC do not agree below a promised position */
+    GW_TOO_LARGE, /* record above record_bytes_max */
+    GW_NO_SLOT,   /* every intent slot has an owner */
+    GW_LOCKED,    /* another process holds the log */
+    GW_NOT_A_LOG, /* identity page: magic, version, CRC or size are wrong */
+    GW_ERRNO      /* a system call failed; gw_error.error_number says how */
+} gw_status;
+
+/* Where and why, for statuses that are not verdicts. */
+typedef struct gw_error {
+    int error_number;     /* errno, or 0 */
+    uint64_t lsn;         /* for GW_CORRUPT */
+    char text[160];       /* what was being done */
+} gw_error;
+
+enum gw_kind { GW_DATA = 0, GW_VOID = 1, GW_PAD = 2 };
+enum gw_state { GW_RUNNING = 1, GW_DRAINING = 2, GW_STATE_FAILED = 3 };
+
+enum {
+    GW_SINKS_MAX = 8,
+    GW_SINK_NAME_BYTES = 16,
+    GW_INTENT_SLOTS = 64,
+    GW_EPOCHS_MAX = 32,
+    GW_RECORD_HEADER_BYTES = 64
+};
+
+/* The smallest and largest capacity_bytes; a power of two between them. */
+#define GW_CAPACITY_MIN (1ull << 20)
+#define GW_CAPACITY_MAX (1ull << 40)
+
+/* What a producer hands in. `flags` are GW_EVENT_HAS_*; `splice` is the offset just behind the body's opening brace
+ * when that is < 255 (0: unknown), where a publisher may insert "ts". */
+typedef struct gw_event {
+    const uint8_t *device_id, *body;
+    uint32_t body_bytes;
+    uint8_t device_id_bytes, flags, splice;
+    uint64_t received_at_ns, seq, boot; /* unix time in ns */
+} gw_event;
+
+/* A record as read: pointers into the mapping, valid while the reader's cursor holds the position. */
+typedef struct gw_record {
+    uint64_t lsn, size; /* the next record stands at lsn + size */
+    uint64_t received_at_ns, seq, boot;
+    const uint8_t *device_id, *body;
+    uint32_t body_bytes, epoch;
+    uint8_t device_id_bytes, flags, kind, splice;
+} gw_record;
+
+/* A sink's place and its books. Everything below lsn is done for the sink; ordinal counts the DATA records below
+ * lsn; ordinal = published + dead_lettered or events are unexplained. */
+typedef struct gw_cursor {
+    uint64_t lsn, ordinal, published, dead_lettered;
+} gw_cursor;
+
+/* ---- life of a log ------------------------------------------------------------------------------------------ */
+
+/* A new file at `path` (which must not exist): zero-filled in 4 KiB writes, synced, then its identity page, then the
+ * directory. `progress`, if not NULL, is called now and then with the bytes written; non-zero stops (GW_ERRNO,
+ * EINTR) and removes the file. */
+gw_status gw_log_create(const char *path, uint64_t capacity, int (*progress)(void *, uint64_t), void *context,
+                        gw_error *error);
+
+typedef struct gw_damage {
+    uint64_t from, to; /* lsn range */
+} gw_damage;
+
+enum { GW_DAMAGE_MAX = 16 };
+
+/* What recovery found. */
+typedef struct gw_recovery {
+    uint64_t start;          /* S: the first position of the new epoch */
+    uint64_t watermark;      /* W as persisted */
+    uint64_t end;            /* E: end of the last whole record */
+    uint64_t records, bytes; /* DATA records in [least cursor, E) */
+    uint64_t torn_bytes;     /* holes at or above the watermark */
+    uint64_t corrupt_bytes;  /* holes below it */
+    uint32_t corrupt_count;  /* number of corrupt ranges; the first GW_DAMAGE_MAX are listed */
+    uint32_t epoch;
+    gw_damage corrupt[GW_DAMAGE_MAX];
+} gw_recovery;
+
+/* Take the exclusive lock, recover, open a new epoch. `fd_lock` is an open file description of the log that this call
+ * locks; children inherit it, so the lock lives as long as anyone who maps the log (and it is the witness of write
+ * errors: nobody else syncs it). `sinks` name the cursors, NULL-terminated; a name that the file does not know starts
+ * at the end. Corruption below the watermark gives GW_CORRUPT with *report filled unless `accept_corruption`: the
+ * caller copies the file aside and calls again. */
+gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, bool accept_corruption, gw_log **log,
+                      gw_recovery *report, gw_error *error);
+
+/* A child's view: both descriptors are inherited. */
+gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **log, gw_error *error);
+
+/* Offline and read-only, no lock taken, nothing written: what recovery would find. */
+gw_status gw_log_scan(const char *path, gw_log **log, gw_recovery *report, gw_error *error);
+
+void gw_log_close(gw_log *log);
+
+int gw_log_fd_shared(const gw_log *log);
+uint64_t gw_log_capacity(const gw_log *log);
+uint64_t gw_log_record_bytes_max(const gw_log *log);
+uint64_t gw_log_identity(const gw_log *log);
+uint64_t gw_log_tail(const gw_log *log);
+uint64_t gw_log_committed(const gw_log *log);
+uint64_t gw_log_committed_ordinal(const gw_log *log); /* DATA records below committed, since the log was made */
+uint64_t gw_log_durable(const gw_log *log);
+uint64_t gw_log_reclaim(const gw_log *log);
+enum gw_state gw_log_state(const gw_log *log);
+/* RUNNING -> DRAINING or FAILED; closes the tail for new claims; FAILED is final. */
+void gw_log_set_state(gw_log *log, enum gw_state state);
+gw_counter_block *gw_log_counters(gw_log *log, unsigned block);
+/* The gap in the books of `sink`: 0, or the number of events that nobody can explain (may be negative). */
+int64_t gw_log_unexplained(const gw_log *log, unsigned sink);
+
+/* ---- producers ---------------------------------------------------------------------------------------------- */
+
+gw_status gw_producer_open(gw_log *log, gw_producer **producer);
+void gw_producer_close(gw_producer *producer);
+/* GW_OK: committed. GW_FULL, GW_CLOSED, GW_TOO_LARGE: not in the log. GW_FAILED: unknown. One thread a producer. */
+gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint64_t *lsn);
+
+/* ---- the delivery process ----------------------------------------------------------------------------------- */
+
+/* Move `committed` over what is there; wait, at most timeout_ms, until it lies above `seen`. Fills the holes of dead
+ * producers and kills stopped ones. Returns committed. One thread in all processes together. */
+uint64_t gw_log_follow(gw_log *log, uint64_t seen, int timeout_ms);
+/* Wake a follower that sleeps (also after a child's death). Async-signal-safe. */
+void gw_log_wake(gw_log *log);
+
+/* The record at `lsn`, which must be a record's start at or above a cursor that holds it. GW_OK, GW_EMPTY
+ * (lsn >= committed), or GW_CORRUPT. PAD and VOID records are returned too: step over them, do not publish them. */
+gw_status gw_log_read(const gw_log *log, uint64_t lsn, gw_record *record);
+
+int gw_log_sink(const gw_log *log, const char *name); /* index, or -1 */
+gw_cursor gw_cursor_load(const gw_log *log, unsigned sink);
+/* One writer a sink; atomic towards SIGKILL and other readers. */
+void gw_cursor_store(gw_log *log, unsigned sink, const gw_cursor *cursor);
+
+/* A child was seen dead by waitid(..., WNOWAIT), before it is reaped: its intent slots may be resolved. */
+void gw_log_owner_died(gw_log *log, int pid);
+
+/* ---- the committer ------------------------------------------------------------------------------------------ */
+
+/* First call of a new committer: makes everything that may be unsynced dirty again, syncs, and asks the witness. */
+gw_status gw_log_takeover(gw_log *log, gw_error *error);
+/* One group commit: slot, fdatasync, then durable and reclaim move. *changed says whether another one would move
+ * anything. An error is final: state FAILED. */
+gw_status gw_log_sync(gw_log *log, bool *changed, gw_error *error);
+/* Sync every interval_ms while anything changes, sleep while nothing does, sooner when the ring runs full; returns
+ * after gw_log_stop_committer (with a last sync) or on an error. */
+gw_status gw_log_run_committer(gw_log *log, int interval_ms, gw_error *error);
+void gw_log_stop_committer(gw_log *log);
+
+#endif

@@ -1,0 +1,161 @@
+"""The compiled log and the one-call ingest path: see `_native/gw_log.h`.
+
+Positions (lsn) are byte counts that only grow. Times are unix nanoseconds.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+RUNNING: Final[int]
+DRAINING: Final[int]
+FAILED: Final[int]
+DATA: Final[int]
+VOID: Final[int]
+PAD: Final[int]
+BLOCK_DELIVERY: Final[int]
+BLOCK_SUPERVISOR: Final[int]
+BLOCK_COUNT: Final[int]
+WORKERS_MAX: Final[int]
+CODES: Final[tuple[str, ...]]
+COUNTERS: Final[dict[str, int]]
+"""Word index of each counter of `gw_counters.h`, by its lower-case name ("received", "restarts_worker", ...)."""
+HISTOGRAM_BOUNDS_NS: Final[tuple[int, ...]]
+CAPACITY_MIN: Final[int]
+CAPACITY_MAX: Final[int]
+
+class LogError(Exception):
+    """Base of what this module raises. `path`, `lsn`, `errno` are set where known (else None)."""
+
+    path: str | None
+    lsn: int | None
+    errno: int | None
+
+class LogLocked(LogError):
+    """Another process holds the log."""
+
+class LogCorrupt(LogError):
+    """Damage below the durable watermark. `recovery` says where."""
+
+    recovery: Recovery | None
+
+class NotALog(LogError):
+    """The identity page is not one of ours, or of another version or size."""
+
+class Recovery(NamedTuple):
+    start: int
+    watermark: int
+    end: int
+    records: int
+    bytes: int
+    torn_bytes: int
+    corrupt_bytes: int
+    corrupt: tuple[tuple[int, int], ...]
+    epoch: int
+
+class Record(NamedTuple):
+    lsn: int
+    size: int
+    epoch: int
+    kind: int
+    flags: int
+    received_at_ns: int
+    seq: int | None
+    boot: int | None
+    device_id: str
+    body: bytes
+
+class Cursor(NamedTuple):
+    lsn: int
+    ordinal: int
+    published: int
+    dead_lettered: int
+
+def create(path: str, capacity_bytes: int, progress: Callable[[int], Any] | None = None) -> None:
+    """Make a new log file. Raises FileExistsError, ValueError (capacity), OSError (ENOSPC ...)."""
+
+class Log:
+    @staticmethod
+    def open(path: str, lock_fd: int, sinks: Sequence[str], accept_corruption: bool = False) -> Log:
+        """Lock, recover, start a new epoch. Raises LogLocked, NotALog, LogCorrupt, LogError."""
+
+    @staticmethod
+    def attach(lock_fd: int, shared_fd: int) -> Log:
+        """A child's view of its supervisor's log."""
+
+    @staticmethod
+    def scan(path: str) -> Log:
+        """Read-only and without a lock: what recovery would find. Nothing is written."""
+    path: str | None
+    recovery: Recovery | None
+    shared_fd: int
+    capacity_bytes: int
+    record_bytes_max: int
+    identity: int
+    tail: int
+    committed: int
+    committed_ordinal: int
+    durable: int
+    reclaim: int
+    state: int
+    """RUNNING, DRAINING or FAILED; assigning moves it forward only."""
+
+    def close(self) -> None: ...
+    def read(self, lsn: int) -> Record | None:
+        """The record at lsn; None at or above `committed`. Raises LogCorrupt."""
+
+    def follow(self, seen: int, timeout_ms: int) -> int:
+        """Walk, fill holes of dead producers, wait until committed > seen or the timeout; returns committed."""
+
+    def wake(self) -> None: ...
+    def sink(self, name: str) -> int:
+        """Index of a sink's cursor. Raises KeyError."""
+
+    def cursor(self, sink: int) -> Cursor: ...
+    def set_cursor(self, sink: int, cursor: Cursor) -> None: ...
+    def unexplained(self, sink: int) -> int: ...
+    def owner_died(self, pid: int) -> None: ...
+    def takeover(self) -> None:
+        """First call of a committer. Raises LogError, and the state is FAILED then."""
+
+    def sync(self) -> bool:
+        """One group commit; True when another one would move something. Raises LogError (final)."""
+
+    def run_committer(self, interval_ms: int) -> None:
+        """Blocks, with the GIL released, until `stop_committer`. Raises LogError (final)."""
+
+    def stop_committer(self) -> None: ...
+    def counter(self, block: int, index: int) -> int: ...
+    def counter_total(self, index: int) -> int:
+        """Sum over all blocks."""
+
+    def counter_add(self, block: int, index: int, n: int = 1) -> None: ...
+    def counter_set(self, block: int, index: int, n: int) -> None: ...
+    def observe(self, block: int, histogram: int, ns: int) -> None: ...
+    def _capsule(self) -> Any:
+        """PyCapsule "gw_log" with the gw_log pointer, for `gateway._mqtt`."""
+
+class Ingest:
+    """One worker's way into the log: validate, claim, copy, commit in one call. One thread."""
+
+    def __init__(self, log: Log, block: int) -> None:
+        """Takes an intent slot and the counter block `block`. Raises LogError when no slot is free."""
+    field: str | None
+    """Of the last refusal: what it is about ("metrics.temp_c", "seq" ...)."""
+    offset: int | None
+    """Of the last refusal: byte offset in the body."""
+    lsn: int
+    """Of the last accepted event."""
+
+    def event(self, device_id: str, body: bytes, started_ns: int) -> int:
+        """0 when the event is committed in the log, else the number of the refusal in CODES.
+
+        Counts received, accepted, refused and the request's time since `started_ns` (`now_ns()`).
+        """
+
+    def refuse(self, code: int, started_ns: int) -> None:
+        """Count a refusal that the door decided itself (media type, size ...)."""
+
+    def close(self) -> None: ...
+
+def now_ns() -> int:
+    """CLOCK_MONOTONIC."""
