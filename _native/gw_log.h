@@ -26,8 +26,8 @@
  *      +--------+--------+--------+-----------------+-----------------+--------+--------+-------+--+--+--+--+-------+---
  *      | marker | crc32c | epoch  | size            | received_at_ns  | seq    | boot   | body  |id|fl|ki|sp| zero  | device_id, body
  *      +--------+--------+--------+-----------------+-----------------+--------+--------+-------+--+--+--+--+-------+---
- *   marker = (lsn | kind) XOR mix(secret, epoch). CRC32C covers lsn, then every byte from `epoch` to the body's end;
- *   a PAD's covers lsn and its header from `epoch` on, with another seed. Zero means never written.
+ *   marker = (lsn | kind) XOR mix(secret, epoch). CRC32C covers every byte from `epoch` to the body's end, then lsn; a
+ *   PAD's covers its header from `epoch` on, then lsn, with another seed. Zero means never written.
  *
  * Everything else that is shared lives in a memfd (`gw_shared`) and is rebuilt by recovery; see gw_log_shared.h.
  *
@@ -99,10 +99,11 @@ typedef struct gw_record {
     uint8_t device_id_bytes, flags, kind, splice;
 } gw_record;
 
-/* A sink's place and its books. Everything below lsn is done for the sink; ordinal counts the DATA records below
- * lsn; ordinal = published + dead_lettered or events are unexplained. */
+/* A sink's place and its books. Everything below lsn is done for the sink; ordinal counts the DATA records below lsn,
+ * base those that were there before the sink was: ordinal - base = published + dead_lettered, or events are
+ * unexplained. */
 typedef struct gw_cursor {
-    uint64_t lsn, ordinal, published, dead_lettered;
+    uint64_t lsn, ordinal, published, dead_lettered, base;
 } gw_cursor;
 
 /* ---- life of a log ------------------------------------------------------------------------------------------ */
@@ -161,7 +162,9 @@ enum gw_state gw_log_state(const gw_log *log);
 /* RUNNING -> DRAINING or FAILED; closes the tail for new claims; FAILED is final. */
 void gw_log_set_state(gw_log *log, enum gw_state state);
 gw_counter_block *gw_log_counters(gw_log *log, unsigned block);
-/* The gap in the books of `sink`: 0, or the number of events that nobody can explain (may be negative). */
+/* The gap in the books of `sink`: accepted - published - dead-lettered - still in the log. 0, or the number of events
+ * that nobody can explain (negative: counted twice). When the cursor stands at committed, nothing is in the log,
+ * whatever the sink has counted; a cursor that jumped shows there. */
 int64_t gw_log_unexplained(const gw_log *log, unsigned sink);
 
 /* ---- producers ---------------------------------------------------------------------------------------------- */

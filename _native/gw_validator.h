@@ -2,13 +2,36 @@
  *
  * Contract
  *   gw_validate() reads exactly `body_bytes` bytes, never one more, builds no tree, allocates nothing, does not
- *   recurse (its stack is constant at any nesting), and takes time linear in the input for any input: object keys
- *   are compared through a keyed hash in a fixed scratch of GW_MEMBERS_MAX entries.
- *   The verdict is the first rule broken in document order; the rules that need the whole object (missing metrics)
- *   come last.
+ *   recurse (its stack is constant, about 40 KiB, at any nesting), and takes time linear in the input for any input:
+ *   object keys are compared through a keyed hash in a fixed scratch of GW_MEMBERS_MAX entries.
+ *   A body of 4 GiB or more is `body_too_large`: positions are 32 bits wide.
  *
- * Numbers: `seq` and `boot` are integer literals 0 ... 2^63-1 (no sign, fraction or exponent). Every other number is
- * RFC 8259 within double range (1e400 is refused, underflow is 0). */
+ * Which rule is reported: the first one broken in document order. What is wrong behind that place, malformed JSON
+ * included, is not looked at. One token at a time (a bracket, a string, a number, a literal), these apply in order:
+ *   1. the byte that begins it must be allowed here by the grammar of JSON;                       malformed_json
+ *   2. where a field wants another type, that is refused at the value's first byte, unread:       not_an_object (body,
+ *      metrics, tags), bad_metric_value, bad_tag_value, bad_ts, bad_seq, bad_boot
+ *   3. the whole token must be JSON;                                                              malformed_json
+ *   4. a key: at most GW_MEMBERS_MAX in the document (too_many_members), at most 32 in metrics and 16 in tags
+ *      (too_many_...), then its own rule (unknown_field, bad_..._key), then duplicate_key;
+ *      a value: its field's rule; a bracket: payload_too_deep.
+ * Behind the document: only whitespace (malformed_json); then, last of all, missing_metrics, at the closing brace.
+ *
+ * `offset` is the first byte of the key (its quote) or value that broke the rule. For malformed_json it is the byte at
+ * which the grammar breaks, `body_bytes` if the body ends too early; of an escape, UTF-8 sequence or literal that is
+ * ill-formed or cut off, and of a number in `payload` beyond the double range, the first byte.
+ *
+ * Readings of the rules
+ *   - An escaped spelling is the same string everywhere: "\u006detrics" is metrics, "\u0061" and "a" are duplicates,
+ *     lengths and the rules for keys, tags and ts hold after unescaping. `ts` stays where it is, as written.
+ *   - Numbers: `seq` and `boot` are integer literals 0 ... 2^63-1 (no sign, fraction or exponent; -0 is refused). Every
+ *     other number is RFC 8259 within double range, decided exactly: what rounds to a finite double is accepted,
+ *     from 1.797693134862315807...e308 (the midpoint to 2^1024) on it is refused, underflow is 0. In `metrics` that is
+ *     bad_metric_value, in `payload` malformed_json.
+ *   - ts: RFC 3339 date-time by its grammar, any number of fraction digits. `t` and `z` may be small, as its grammar
+ *     says; a space for the T may not. Years 0000-9999, days of the Gregorian calendar, offsets to +-23:59, -00:00
+ *     included. Hour 24 and second 60 are refused (no leap seconds).
+ *   - null is never a way to leave out a field; `boot` without `seq` is accepted. */
 #ifndef GW_VALIDATOR_H
 #define GW_VALIDATOR_H
 
@@ -21,6 +44,7 @@ enum {
     GW_MEMBERS_MAX = 1024, /* object members in one document, at all depths together */
     GW_METRICS_MAX = 32,
     GW_TAGS_MAX = 16,
+    GW_NAME_BYTES_MAX = 32, /* a key of metrics or tags, after unescaping */
     GW_TAG_VALUE_BYTES_MAX = 128, /* after unescaping */
     GW_PAYLOAD_DEPTH_MAX = 32,    /* counted inside payload; a scalar is 0 */
     GW_DEVICE_ID_BYTES_MAX = 64
@@ -29,7 +53,8 @@ enum {
 /* Which optional fields were there. */
 enum { GW_EVENT_HAS_TS = 1, GW_EVENT_HAS_SEQ = 2, GW_EVENT_HAS_BOOT = 4 };
 
-/* The rule's subject, for the error body ("field"). `GW_FIELD_NONE`: the document as a whole. */
+/* The rule's subject, for the error body ("field"). `GW_FIELD_NONE`: the document as a whole, as for
+ * malformed_json and too_many_members everywhere. */
 enum gw_field {
     GW_FIELD_NONE = 0,
     GW_FIELD_METRICS,
@@ -45,9 +70,9 @@ enum gw_field {
 typedef struct gw_verdict {
     uint16_t code;         /* enum gw_code; 0: valid */
     uint8_t field;         /* enum gw_field */
-    uint8_t flags;         /* GW_EVENT_HAS_* */
+    uint8_t flags;         /* GW_EVENT_HAS_*; 0 if refused */
     uint32_t offset;       /* byte offset in the body of the first byte that broke the rule */
-    uint32_t field_offset; /* inner key the rule is about (metrics.X, tags.X, unknown field); 0,0: none */
+    uint32_t field_offset; /* inner key the rule is about (metrics.X, tags.X, unknown field); 0: none */
     uint32_t field_bytes;  /* as written, quotes excluded */
     uint32_t object_offset; /* of the opening brace: the publisher splices "ts" behind it */
     uint32_t ts_offset, ts_bytes; /* inside the quotes */
@@ -64,5 +89,8 @@ int gw_device_id_ok(const uint8_t *id, size_t id_bytes);
  * gw_validator_select returns 0, or -1 if `name` cannot run here. The best one is selected at load. */
 int gw_validator_select(const char *name);
 const char *gw_validator_selected(void);
+
+/* Their names, best first; NULL behind the last one. */
+const char *gw_validator_path(unsigned index);
 
 #endif

@@ -69,6 +69,7 @@ class Cursor(NamedTuple):
     ordinal: int
     published: int
     dead_lettered: int
+    base: int = 0
 
 def create(path: str, capacity_bytes: int, progress: Callable[[int], Any] | None = None) -> None:
     """Make a new log file. Raises FileExistsError, ValueError (capacity), OSError (ENOSPC ...)."""

@@ -1,0 +1,68 @@
+#include "gw_ingest.h"
+
+#include <time.h>
+
+uint64_t gw_monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int count(gw_ingest *ingest, unsigned code, uint64_t started_ns)
+{
+    gw_counter_block *counters = ingest->counters;
+    gw_counter_add(counters, code ? GW_COUNTER_REFUSED + code : GW_COUNTER_ACCEPTED, 1);
+    uint64_t now = gw_monotonic_ns();
+    gw_histogram_observe(counters, GW_COUNTER_REQUEST_NS, now > started_ns ? now - started_ns : 0);
+    return (int)code;
+}
+
+void gw_ingest_refuse(gw_ingest *ingest, unsigned code, uint64_t started_ns)
+{
+    ingest->verdict = (gw_verdict){.code = (uint16_t)code};
+    count(ingest, code, started_ns);
+}
+
+int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_id_bytes, const uint8_t *body,
+                    size_t body_bytes, uint64_t started_ns)
+{
+    gw_verdict *verdict = &ingest->verdict;
+    gw_counter_add(ingest->counters, GW_COUNTER_RECEIVED, 1);
+    if (!gw_device_id_ok(device_id, device_id_bytes)) {
+        *verdict = (gw_verdict){.code = GW_CODE_BAD_DEVICE_ID, .field = GW_FIELD_DEVICE_ID};
+        return count(ingest, GW_CODE_BAD_DEVICE_ID, started_ns);
+    }
+    if (body_bytes > UINT32_MAX) {
+        *verdict = (gw_verdict){.code = GW_CODE_BODY_TOO_LARGE};
+        return count(ingest, GW_CODE_BODY_TOO_LARGE, started_ns);
+    }
+    if (gw_validate(body, body_bytes, ingest->hash_key, verdict))
+        return count(ingest, verdict->code, started_ns);
+
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint32_t splice = verdict->object_offset + 1;
+    gw_event event = {.device_id = device_id,
+                      .body = body,
+                      .body_bytes = (uint32_t)body_bytes,
+                      .device_id_bytes = (uint8_t)device_id_bytes,
+                      .flags = verdict->flags,
+                      .splice = splice < 255 ? (uint8_t)splice : 0,
+                      .received_at_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec,
+                      .seq = verdict->seq,
+                      .boot = verdict->boot};
+    switch (gw_producer_append(ingest->producer, &event, &ingest->lsn)) {
+    case GW_OK:
+        gw_counter_add(ingest->counters, GW_COUNTER_ACCEPTED_BYTES, body_bytes);
+        return count(ingest, GW_CODE_ACCEPTED, started_ns);
+    case GW_FULL:
+        return count(ingest, GW_CODE_LOG_FULL, started_ns);
+    case GW_CLOSED:
+        return count(ingest, GW_CODE_DRAINING, started_ns);
+    case GW_TOO_LARGE:
+        return count(ingest, GW_CODE_BODY_TOO_LARGE, started_ns);
+    default:
+        return count(ingest, GW_CODE_FAILED, started_ns);
+    }
+}

@@ -1,0 +1,698 @@
+/* gw_log_recover.c - create, map, open (recovery), scan, attach.
+ *
+ * Recovery (LOG.md, "Start"). c: least persisted cursor; W: persisted watermark; E: end of the last whole record.
+ *
+ *   what stands at p                                     verdict
+ *   -------------------------------------------------    ---------------------------------------------------------
+ *   a whole record whose epoch fits its position         accepted, p += size
+ *   anything else, a whole record further on at x        hole [p, x): below W corrupt (reported), else torn (skipped)
+ *   anything else, nothing further on                    E = p; E < W: [E, W) corrupt
+ *
+ * "Whole" is marker, size, and CRC over position, epoch and every byte. The search for x tries every 8-byte position, so
+ * that a half-written record hides nothing behind it. A former lap's record never passes: its marker and its CRC carry
+ * another position. Writing goes on at S = max(E, W, every persisted position) in a new epoch: a marker that a power cut
+ * left behind above E belongs to an older epoch and can never make a new claim look written.
+ *
+ * Order of the writes: slots dirty, fdatasync (what was found is what stays) | PADs over holes and [E, S), [W, E) dirty,
+ * slot with the new epoch, fdatasync | then the first claim. A crash between them repeats the same recovery.
+ *
+ * Page cache: large folios turn a 200-byte commit into a megabyte of writing. Files are filled in 4 KiB writes and read
+ * by pread under POSIX_FADV_RANDOM before they are touched through the map (MADV_RANDOM), which keeps folios small. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "gw_crc32c.h"
+#include "gw_log_shared.h"
+
+static uint64_t realtime_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t record_bytes_max(uint64_t capacity)
+{
+    uint64_t eighth = capacity / 8;
+    return eighth < (1u << 20) ? eighth : (1u << 20);
+}
+
+/* ---- create --------------------------------------------------------------------------------------------------- */
+
+static int write_page(int fd, const void *page, uint64_t offset)
+{
+    ssize_t n = pwrite(fd, page, GW_PAGE, (off_t)offset);
+    if (n == (ssize_t)GW_PAGE)
+        return 0;
+    if (n >= 0)
+        errno = ENOSPC;
+    return -1;
+}
+
+static int sync_directory_of(const char *path)
+{
+    char directory[PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        snprintf(directory, sizeof directory, ".");
+    else
+        snprintf(directory, sizeof directory, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    int result = fsync(fd);
+    close(fd);
+    return result;
+}
+
+static int fill(int fd, uint64_t capacity, int (*progress)(void *, uint64_t), void *context)
+{
+    static const uint8_t zero[GW_PAGE];
+    uint64_t total = GW_RING_OFFSET + capacity;
+    int full = posix_fallocate(fd, 0, (off_t)total);
+    if (full) {
+        errno = full;
+        return -1;
+    }
+    posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+    for (uint64_t at = 0; at < total; at += GW_PAGE) {
+        if (write_page(fd, zero, at))
+            return -1;
+        if (progress && at % (8u << 20) == 0 && progress(context, at)) {
+            errno = EINTR;
+            return -1;
+        }
+    }
+    if (fsync(fd))
+        return -1;
+
+    gw_identity_page identity = {.magic = GW_LOG_MAGIC,
+                                 .version = GW_LOG_VERSION,
+                                 .capacity = capacity,
+                                 .record_bytes_max = record_bytes_max(capacity),
+                                 .created_at_ns = realtime_ns()};
+    if (getrandom(identity.secret, sizeof identity.secret, 0) != sizeof identity.secret ||
+        getrandom(&identity.identity, sizeof identity.identity, 0) != sizeof identity.identity)
+        return -1;
+    identity.crc = gw_crc32c(0, &identity, sizeof identity);
+    gw_slot_page slot = {.magic = GW_SLOT_MAGIC,
+                         .version = GW_LOG_VERSION,
+                         .sequence = 1,
+                         .watermark = GW_FIRST_LSN,
+                         .epoch = 1,
+                         .epochs = 1,
+                         .range = {{.start = GW_FIRST_LSN, .epoch = 1}}};
+    slot.crc = gw_crc32c(0, &slot, sizeof slot);
+    if (write_page(fd, &slot, 2 * GW_PAGE) || write_page(fd, &identity, 0))
+        return -1;
+    return fsync(fd);
+}
+
+gw_status gw_log_create(const char *path, uint64_t capacity, int (*progress)(void *, uint64_t), void *context,
+                        gw_error *error)
+{
+    if (capacity < GW_CAPACITY_MIN || capacity > GW_CAPACITY_MAX || (capacity & (capacity - 1)))
+        return gw_fail(error, GW_ERRNO, EINVAL, 0, "capacity is not a power of two in range");
+    char fresh[PATH_MAX];
+    if (snprintf(fresh, sizeof fresh, "%s.new", path) >= (int)sizeof fresh)
+        return gw_fail(error, GW_ERRNO, ENAMETOOLONG, 0, "creating the log");
+    if (access(path, F_OK) == 0)
+        return gw_fail(error, GW_ERRNO, EEXIST, 0, "creating the log");
+    /* Under another name until it is whole: a crash here leaves nothing that looks like a log. */
+    int fd = open(fresh, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return gw_fail(error, GW_ERRNO, errno, 0, "creating the log");
+    if (fill(fd, capacity, progress, context) || rename(fresh, path) || sync_directory_of(path)) {
+        int why = errno;
+        unlink(fresh);
+        close(fd);
+        return gw_fail(error, GW_ERRNO, why, 0, "allocating and zeroing the log");
+    }
+    close(fd);
+    return GW_OK;
+}
+
+/* ---- identity and map ----------------------------------------------------------------------------------------- */
+
+static gw_status read_identity(int fd, gw_identity_page *identity, gw_error *error)
+{
+    struct stat stat;
+    if (fstat(fd, &stat))
+        return gw_fail(error, GW_ERRNO, errno, 0, "reading the log's size");
+    ssize_t n = pread(fd, identity, sizeof *identity, 0);
+    if (n < 0)
+        return gw_fail(error, GW_ERRNO, errno, 0, "reading the log's identity page");
+    if (n != sizeof *identity || identity->magic != GW_LOG_MAGIC)
+        return gw_fail(error, GW_NOT_A_LOG, 0, 0, "not a gateway log (no magic at its beginning)");
+    if (identity->version != GW_LOG_VERSION)
+        return gw_fail(error, GW_NOT_A_LOG, 0, 0, "a gateway log of another version");
+    uint32_t crc = identity->crc;
+    identity->crc = 0;
+    if (crc != gw_crc32c(0, identity, sizeof *identity))
+        return gw_fail(error, GW_NOT_A_LOG, 0, 0, "the identity page is damaged");
+    identity->crc = crc;
+    uint64_t capacity = identity->capacity;
+    if (capacity < GW_CAPACITY_MIN || capacity > GW_CAPACITY_MAX || (capacity & (capacity - 1)) ||
+        identity->record_bytes_max != record_bytes_max(capacity))
+        return gw_fail(error, GW_NOT_A_LOG, 0, 0, "the identity page is not of this version");
+    if ((uint64_t)stat.st_size != GW_RING_OFFSET + capacity)
+        return gw_fail(error, GW_NOT_A_LOG, 0, 0, "the file's size is not that of its identity page (truncated?)");
+    return GW_OK;
+}
+
+gw_status gw_map(gw_log *log, int fd, uint64_t capacity, uint64_t mirror, gw_error *error)
+{
+    int protection = log->read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+    uint64_t total = GW_RING_OFFSET + capacity + mirror;
+    uint8_t *base = mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED)
+        return gw_fail(error, GW_ERRNO, errno, 0, "reserving addresses for the log");
+    if (mmap(base, GW_RING_OFFSET + capacity, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
+        mmap(base + GW_RING_OFFSET + capacity, mirror, protection, MAP_SHARED | MAP_FIXED, fd, GW_RING_OFFSET) ==
+            MAP_FAILED) {
+        int why = errno;
+        munmap(base, total);
+        return gw_fail(error, GW_ERRNO, why, 0, "mapping the log");
+    }
+    madvise(base, total, MADV_RANDOM);
+    madvise(base, total, MADV_DONTFORK);
+    log->file = base;
+    log->ring = base + GW_RING_OFFSET;
+    log->mask = capacity - 1;
+    return GW_OK;
+}
+
+static void unmap(gw_log *log)
+{
+    if (log->file)
+        munmap(log->file, GW_RING_OFFSET + log->mask + 1 + record_bytes_max(log->mask + 1));
+    log->file = log->ring = NULL;
+}
+
+static gw_log *new_handle(void)
+{
+    gw_log *log = calloc(1, sizeof *log);
+    if (log)
+        log->fd = log->fd_lock = log->fd_shared = -1;
+    return log;
+}
+
+void gw_log_close(gw_log *log)
+{
+    if (!log)
+        return;
+    unmap(log);
+    if (log->shared)
+        munmap(log->shared, sizeof *log->shared);
+    if (log->fd_shared >= 0)
+        close(log->fd_shared);
+    if (log->fd >= 0)
+        close(log->fd);
+    free(log);
+}
+
+/* ---- what is on disk ------------------------------------------------------------------------------------------ */
+
+static bool slot_read(const gw_log *log, unsigned which, gw_slot_page *page)
+{
+    memcpy(page, log->file + (1 + which) * GW_PAGE, sizeof *page);
+    uint32_t crc = page->crc;
+    page->crc = 0;
+    return page->magic == GW_SLOT_MAGIC && page->version == GW_LOG_VERSION && crc == gw_crc32c(0, page, sizeof *page) &&
+           page->epochs >= 1 && page->epochs <= GW_EPOCHS_MAX && page->sinks <= GW_SINKS_MAX;
+}
+
+typedef struct scan {
+    const gw_log *log;
+    const gw_slot_page *slot;
+    const uint64_t *secret;
+    uint64_t record_bytes_max, limit;
+    uint64_t mix[GW_EPOCHS_MAX]; /* of the slot's ranges */
+    uint64_t other_epoch, other_mix;
+} scan;
+
+/* Epochs older than the table lie below its first range; inside it a position belongs to exactly one. */
+static bool epoch_ok(const gw_slot_page *slot, uint64_t lsn, uint64_t epoch)
+{
+    if (lsn < slot->range[0].start)
+        return epoch < slot->range[0].epoch;
+    unsigned i = slot->epochs - 1;
+    while (slot->range[i].start > lsn)
+        i--;
+    return slot->range[i].epoch == epoch;
+}
+
+static uint64_t mix_of(scan *s, uint64_t epoch)
+{
+    for (unsigned i = s->slot->epochs; i-- > 0;)
+        if (s->slot->range[i].epoch == epoch)
+            return s->mix[i];
+    if (s->other_epoch != epoch) {
+        s->other_epoch = epoch;
+        s->other_mix = gw_mix(s->secret, epoch);
+    }
+    return s->other_mix;
+}
+
+/* Size of the whole record at p, or 0. */
+static uint64_t whole(scan *s, uint64_t p, bool *data)
+{
+    const gw_header *header = (const gw_header *)(const void *)gw_word(s->log, p);
+    if (!header->marker || !epoch_ok(s->slot, p, header->epoch))
+        return 0;
+    uint64_t kind = header->marker ^ mix_of(s, header->epoch) ^ p, size = header->size;
+    if (kind > GW_PAD || kind != header->kind || size < sizeof *header || size % 8 || size > s->limit - p)
+        return 0;
+    if (kind != GW_PAD) {
+        uint64_t used = sizeof *header + (uint64_t)header->device_id_bytes + header->body_bytes;
+        if (size != ((used + 7) & ~7ull) || size > s->record_bytes_max)
+            return 0;
+    }
+    if (header->crc != gw_record_crc(header, (const uint8_t *)(header + 1), p))
+        return 0;
+    *data = kind == GW_DATA;
+    return size;
+}
+
+typedef struct hole {
+    uint64_t from, to;
+} hole;
+
+typedef struct holes {
+    hole *list;
+    size_t count, room;
+} holes;
+
+static bool hole_add(holes *h, uint64_t from, uint64_t to)
+{
+    if (h->count == h->room) {
+        size_t room = h->room ? 2 * h->room : 16;
+        hole *list = realloc(h->list, room * sizeof *list);
+        if (!list)
+            return false;
+        h->list = list;
+        h->room = room;
+    }
+    h->list[h->count++] = (hole){from, to};
+    return true;
+}
+
+static void corrupt_add(gw_recovery *report, uint64_t from, uint64_t to)
+{
+    if (report->corrupt_count < GW_DAMAGE_MAX)
+        report->corrupt[report->corrupt_count] = (gw_damage){from, to};
+    report->corrupt_count++;
+    report->corrupt_bytes += to - from;
+}
+
+static uint64_t least_cursor(const gw_slot_page *slot)
+{
+    uint64_t least = slot->sinks ? ~0ull : slot->watermark;
+    for (unsigned i = 0; i < slot->sinks; i++)
+        if (slot->sink[i].cursor.lsn < least)
+            least = slot->sink[i].cursor.lsn;
+    return least;
+}
+
+/* The table above. */
+static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], gw_recovery *report, holes *found)
+{
+    uint64_t c = least_cursor(slot), w = slot->watermark;
+    scan s = {.log = log, .slot = slot, .secret = secret, .limit = c + log->mask + 1};
+    s.record_bytes_max = record_bytes_max(log->mask + 1);
+    for (unsigned i = 0; i < slot->epochs; i++)
+        s.mix[i] = gw_mix(secret, slot->range[i].epoch);
+    s.other_mix = gw_mix(secret, 0);
+    *report = (gw_recovery){.watermark = w, .epoch = slot->epoch};
+
+    uint64_t p = c, last = s.limit - GW_RECORD_HEADER_BYTES;
+    while (p <= last) {
+        bool data;
+        uint64_t size = whole(&s, p, &data);
+        if (size) {
+            report->records += data;
+            report->bytes += data ? size : 0;
+            p += size;
+            continue;
+        }
+        uint64_t x = p + 8;
+        while (x <= last && !whole(&s, x, &data))
+            x += 8;
+        if (x > last)
+            break;
+        if (!hole_add(found, p, x))
+            return false;
+        if (p < w)
+            corrupt_add(report, p, x < w ? x : w);
+        if (x > w)
+            report->torn_bytes += x - (p > w ? p : w);
+        p = x;
+    }
+    report->end = p;
+    if (p < w)
+        corrupt_add(report, p, w);
+    uint64_t start = p > w ? p : w;
+    for (unsigned i = 0; i < slot->sinks; i++)
+        if (slot->sink[i].cursor.lsn > start)
+            start = slot->sink[i].cursor.lsn;
+    if (slot->range[slot->epochs - 1].start > start)
+        start = slot->range[slot->epochs - 1].start;
+    report->start = start;
+    return start == p || hole_add(found, p, start);
+}
+
+/* The whole file through the page cache in small folios (see above). */
+static int read_through(int fd, uint64_t capacity)
+{
+    enum { CHUNK = 256 << 10 };
+    posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+    uint8_t *buffer = malloc(CHUNK);
+    if (!buffer)
+        return -1;
+    uint64_t total = GW_RING_OFFSET + capacity;
+    for (uint64_t at = 0; at < total;) {
+        ssize_t n = pread(fd, buffer, CHUNK, (off_t)at);
+        if (n <= 0) {
+            free(buffer);
+            if (n == 0)
+                errno = EIO;
+            return -1;
+        }
+        at += (uint64_t)n;
+    }
+    free(buffer);
+    return 0;
+}
+
+static gw_status newest_slot(const gw_log *log, gw_slot_page *slot, gw_error *error)
+{
+    gw_slot_page other;
+    bool a = slot_read(log, 0, slot), b = slot_read(log, 1, &other);
+    if (!a && !b)
+        return gw_fail(error, GW_NOT_A_LOG, 0, 0, "both slot pages are damaged: the cursors are lost");
+    if (!a || (b && other.sequence > slot->sequence))
+        *slot = other;
+    return GW_OK;
+}
+
+/* ---- shared memory -------------------------------------------------------------------------------------------- */
+
+static gw_status shared_new(gw_log *log, const gw_identity_page *identity, const gw_slot_page *slot, gw_error *error)
+{
+    int fd = -1;
+    if (!log->read_only) {
+        fd = memfd_create("gateway-log", MFD_CLOEXEC);
+        if (fd < 0 || ftruncate(fd, sizeof(gw_shared)) || posix_fallocate(fd, 0, sizeof(gw_shared))) {
+            int why = errno;
+            if (fd >= 0)
+                close(fd);
+            return gw_fail(error, GW_ERRNO, why, 0, "shared memory for the log");
+        }
+    }
+    gw_shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE,
+                             fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+    if (shared == MAP_FAILED) {
+        int why = errno;
+        if (fd >= 0)
+            close(fd);
+        return gw_fail(error, GW_ERRNO, why, 0, "shared memory for the log");
+    }
+    madvise(shared, sizeof *shared, MADV_DONTFORK);
+    log->shared = shared;
+    log->fd_shared = fd;
+    shared->magic = GW_LOG_MAGIC;
+    shared->bytes = sizeof *shared;
+    shared->capacity = identity->capacity;
+    shared->record_bytes_max = identity->record_bytes_max;
+    shared->identity = identity->identity;
+    memcpy(shared->secret, identity->secret, sizeof shared->secret);
+    shared->epoch = slot->epoch;
+    shared->epochs = slot->epochs;
+    shared->sinks = slot->sinks;
+    memcpy(shared->range, slot->range, sizeof shared->range);
+    shared->mix = gw_mix(identity->secret, slot->epoch);
+    for (unsigned i = 0; i < slot->sinks; i++) {
+        memcpy(shared->sink_name[i], slot->sink[i].name, GW_SINK_NAME_BYTES);
+        gw_versioned_store(&shared->cursor[i], &slot->sink[i].cursor);
+    }
+    atomic_store_explicit(&shared->slot_sequence, slot->sequence, memory_order_relaxed);
+    return GW_OK;
+}
+
+static void shared_positions(gw_log *log, uint64_t start, uint64_t ordinal, uint64_t durable, uint64_t reclaim)
+{
+    gw_shared *shared = log->shared;
+    gw_cursor committed = {.lsn = start, .ordinal = ordinal};
+    shared->start_lsn = start;
+    gw_versioned_store(&shared->committed, &committed);
+    atomic_store_explicit(&shared->tail, start, memory_order_release);
+    atomic_store_explicit(&shared->durable, durable, memory_order_release);
+    atomic_store_explicit(&shared->reclaim, reclaim, memory_order_release);
+    atomic_store_explicit(&shared->state, GW_RUNNING, memory_order_release);
+}
+
+/* ---- open ----------------------------------------------------------------------------------------------------- */
+
+/* Positions at which a PAD must end: a cursor inside a PAD would point into nothing. */
+static uint64_t next_cut(const gw_slot_page *slot, uint64_t from, uint64_t to)
+{
+    uint64_t cut = to;
+    for (unsigned i = 0; i < slot->sinks; i++)
+        if (slot->sink[i].cursor.lsn > from && slot->sink[i].cursor.lsn < cut)
+            cut = slot->sink[i].cursor.lsn;
+    for (unsigned i = 0; i < slot->epochs; i++)
+        if (slot->range[i].start > from && slot->range[i].start < cut)
+            cut = slot->range[i].start;
+    if (slot->watermark > from && slot->watermark < cut)
+        cut = slot->watermark;
+    return cut;
+}
+
+static uint64_t epoch_at(const gw_slot_page *slot, uint64_t lsn)
+{
+    if (lsn < slot->range[0].start)
+        return slot->range[0].epoch - 1;
+    unsigned i = slot->epochs - 1;
+    while (slot->range[i].start > lsn)
+        i--;
+    return slot->range[i].epoch;
+}
+
+static bool cover_holes(gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], const holes *found)
+{
+    for (size_t i = 0; i < found->count; i++)
+        for (uint64_t from = found->list[i].from, to; from < found->list[i].to; from = to) {
+            to = next_cut(slot, from, found->list[i].to);
+            if (to - from < GW_RECORD_HEADER_BYTES)
+                return false;
+            uint64_t epoch = epoch_at(slot, from);
+            gw_pad_write(log, from, to, epoch, gw_mix(secret, epoch));
+        }
+    return true;
+}
+
+/* The cursors of this run: known names keep their place, new ones start at the end, none may silently disappear. */
+static gw_status take_sinks(gw_slot_page *slot, const char *const *sinks, uint64_t start, uint64_t ordinal,
+                            gw_error *error)
+{
+    for (unsigned i = 0; i < slot->sinks; i++) {
+        bool wanted = false;
+        for (unsigned k = 0; sinks[k]; k++)
+            wanted |= strncmp(slot->sink[i].name, sinks[k], GW_SINK_NAME_BYTES) == 0;
+        if (!wanted) {
+            char text[sizeof error->text];
+            snprintf(text, sizeof text, "the log holds events for the sink \"%.16s\", which is not configured",
+                     slot->sink[i].name);
+            return gw_fail(error, GW_ERRNO, EINVAL, slot->sink[i].cursor.lsn, text);
+        }
+    }
+    for (unsigned k = 0; sinks[k]; k++) {
+        bool known = false;
+        for (unsigned i = 0; i < slot->sinks; i++)
+            known |= strncmp(slot->sink[i].name, sinks[k], GW_SINK_NAME_BYTES) == 0;
+        if (known)
+            continue;
+        if (slot->sinks == GW_SINKS_MAX || strlen(sinks[k]) > GW_SINK_NAME_BYTES)
+            return gw_fail(error, GW_ERRNO, EINVAL, 0, "too many sinks, or a sink's name is too long");
+        gw_slot_cursor *fresh = &slot->sink[slot->sinks++];
+        memset(fresh, 0, sizeof *fresh);
+        memcpy(fresh->name, sinks[k], strlen(sinks[k]));
+        fresh->cursor = (gw_cursor){.lsn = start, .ordinal = ordinal, .base = ordinal};
+    }
+    return GW_OK;
+}
+
+static void open_epoch(gw_slot_page *slot, uint64_t start)
+{
+    slot->epoch++;
+    while (slot->epochs && slot->range[slot->epochs - 1].start >= start)
+        slot->epochs--; /* an empty range is replaced: a crash loop needs no room */
+    if (slot->epochs == GW_EPOCHS_MAX) {
+        memmove(slot->range, slot->range + 1, (GW_EPOCHS_MAX - 1) * sizeof slot->range[0]);
+        slot->epochs--;
+    }
+    slot->range[slot->epochs++] = (gw_epoch_range){.start = start, .epoch = slot->epoch};
+    for (unsigned i = slot->epochs; i < GW_EPOCHS_MAX; i++)
+        slot->range[i] = (gw_epoch_range){0};
+}
+
+static gw_status recover(gw_log *log, const gw_identity_page *identity, const char *const *sinks,
+                         bool accept_corruption, gw_recovery *report, gw_error *error)
+{
+    gw_dirty_slots(log);
+    if (fdatasync(log->fd))
+        return gw_fail(error, GW_ERRNO, errno, 0, "fdatasync of the log before recovery");
+    gw_slot_page slot;
+    gw_status status = newest_slot(log, &slot, error);
+    if (status != GW_OK)
+        return status;
+    holes found = {0};
+    if (!examine(log, &slot, identity->secret, report, &found)) {
+        free(found.list);
+        return gw_fail(error, GW_ERRNO, ENOMEM, 0, "recovery");
+    }
+    if (report->corrupt_count && !accept_corruption) {
+        free(found.list);
+        return gw_fail(error, GW_CORRUPT, 0, report->corrupt[0].from, "damage below the durable watermark");
+    }
+    uint64_t ordinal = report->records;
+    for (unsigned i = 0, c = 0; i < slot.sinks; i++)
+        if (!c++ || slot.sink[i].cursor.lsn == least_cursor(&slot))
+            ordinal = slot.sink[i].cursor.ordinal + report->records;
+    uint64_t durable = slot.watermark;
+    status = take_sinks(&slot, sinks, report->start, ordinal, error);
+    if (status == GW_OK && !cover_holes(log, &slot, identity->secret, &found))
+        status = gw_fail(error, GW_CORRUPT, 0, report->end, "a hole too small for a record");
+    free(found.list);
+    if (status != GW_OK)
+        return status;
+    gw_dirty(log, durable, report->start);
+    open_epoch(&slot, report->start);
+    report->epoch = slot.epoch;
+    gw_slot_write(log, &slot, slot.sequence + 1);
+    status = shared_new(log, identity, &slot, error);
+    if (status != GW_OK)
+        return status;
+    if (fdatasync(log->fd))
+        return gw_fail(error, GW_ERRNO, errno, 0, "fdatasync of the log after recovery");
+    shared_positions(log, report->start, ordinal, report->start, least_cursor(&slot));
+    return GW_OK;
+}
+
+gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, bool accept_corruption, gw_log **out,
+                      gw_recovery *report, gw_error *error)
+{
+    if (flock(fd_lock, LOCK_EX | LOCK_NB))
+        return errno == EWOULDBLOCK ? gw_fail(error, GW_LOCKED, EWOULDBLOCK, 0, "another process holds the log")
+                                    : gw_fail(error, GW_ERRNO, errno, 0, "locking the log");
+    struct stat locked, opened;
+    gw_log *log = new_handle();
+    if (!log)
+        return gw_fail(error, GW_ERRNO, ENOMEM, 0, "opening the log");
+    gw_identity_page identity;
+    gw_status status = GW_OK;
+    log->fd = open(path, O_RDWR | O_CLOEXEC);
+    if (log->fd < 0 || fstat(log->fd, &opened) || fstat(fd_lock, &locked))
+        status = gw_fail(error, GW_ERRNO, errno, 0, "opening the log");
+    else if (opened.st_ino != locked.st_ino || opened.st_dev != locked.st_dev)
+        status = gw_fail(error, GW_ERRNO, EINVAL, 0, "the lock's descriptor is not of this file");
+    if (status == GW_OK)
+        status = read_identity(log->fd, &identity, error);
+    if (status == GW_OK && read_through(log->fd, identity.capacity))
+        status = gw_fail(error, GW_ERRNO, errno, 0, "reading the log");
+    if (status == GW_OK)
+        status = gw_map(log, log->fd, identity.capacity, identity.record_bytes_max, error);
+    if (status == GW_OK)
+        status = recover(log, &identity, sinks, accept_corruption, report, error);
+    if (status != GW_OK) {
+        gw_log_close(log);
+        return status;
+    }
+    log->fd_lock = fd_lock;
+    *out = log;
+    return GW_OK;
+}
+
+gw_status gw_log_scan(const char *path, gw_log **out, gw_recovery *report, gw_error *error)
+{
+    gw_log *log = new_handle();
+    if (!log)
+        return gw_fail(error, GW_ERRNO, ENOMEM, 0, "opening the log");
+    log->read_only = true;
+    gw_identity_page identity;
+    gw_slot_page slot;
+    holes found = {0};
+    gw_status status = GW_OK;
+    log->fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (log->fd < 0)
+        status = gw_fail(error, GW_ERRNO, errno, 0, "opening the log");
+    if (status == GW_OK)
+        status = read_identity(log->fd, &identity, error);
+    if (status == GW_OK && read_through(log->fd, identity.capacity))
+        status = gw_fail(error, GW_ERRNO, errno, 0, "reading the log");
+    if (status == GW_OK)
+        status = gw_map(log, log->fd, identity.capacity, identity.record_bytes_max, error);
+    if (status == GW_OK)
+        status = newest_slot(log, &slot, error);
+    if (status == GW_OK && !examine(log, &slot, identity.secret, report, &found))
+        status = gw_fail(error, GW_ERRNO, ENOMEM, 0, "scanning the log");
+    free(found.list);
+    if (status == GW_OK)
+        status = shared_new(log, &identity, &slot, error);
+    if (status != GW_OK) {
+        gw_log_close(log);
+        return status;
+    }
+    uint64_t ordinal = slot.sinks ? slot.sink[0].cursor.ordinal + report->records : report->records;
+    shared_positions(log, report->end, ordinal, slot.watermark, least_cursor(&slot));
+    *out = log;
+    return GW_OK;
+}
+
+gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **out, gw_error *error)
+{
+    gw_log *log = new_handle();
+    if (!log)
+        return gw_fail(error, GW_ERRNO, ENOMEM, 0, "attaching to the log");
+    char path[64];
+    struct stat stat;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd_lock);
+    /* an open file description of its own: the lock's one is the witness and is synced at takeover only */
+    log->fd = open(path, O_RDWR | O_CLOEXEC);
+    log->fd_shared = fcntl(fd_shared, F_DUPFD_CLOEXEC, 3);
+    log->fd_lock = fd_lock;
+    gw_status status = GW_OK;
+    if (log->fd < 0 || log->fd_shared < 0 || fstat(fd_shared, &stat))
+        status = gw_fail(error, GW_ERRNO, errno, 0, "attaching to the log");
+    else if ((uint64_t)stat.st_size != sizeof(gw_shared))
+        status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another version");
+    if (status == GW_OK) {
+        gw_shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd_shared, 0);
+        if (shared == MAP_FAILED)
+            status = gw_fail(error, GW_ERRNO, errno, 0, "attaching to the log");
+        else
+            log->shared = shared;
+    }
+    if (status == GW_OK && (log->shared->magic != GW_LOG_MAGIC || log->shared->bytes != sizeof(gw_shared)))
+        status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another version");
+    if (status == GW_OK) {
+        madvise(log->shared, sizeof *log->shared, MADV_DONTFORK);
+        status = gw_map(log, log->fd, log->shared->capacity, log->shared->record_bytes_max, error);
+    }
+    if (status != GW_OK) {
+        gw_log_close(log);
+        return status;
+    }
+    *out = log;
+    return GW_OK;
+}

@@ -1,0 +1,514 @@
+/* gw_validator_pass.h - the pass over one event, compiled once for each scan path (its includer names the path).
+ *
+ * The shape of the event is the shape of the code: top level, `metrics` and `tags` are loops that expect exactly what
+ * the rules allow, so that nothing there can nest. Only `payload` nests; its loop keeps one bit for each open object or
+ * array and stops at depth 33. So there is no recursion and no stack that an input could grow.
+ *
+ * Each step consumes one token and then applies the rules of gw_validator.h in their order. A function that returns a
+ * position returns NULL once it has written a refusal to the verdict. */
+#ifndef GW_VALIDATOR_PASS_H
+#define GW_VALIDATOR_PASS_H
+
+#include "gw_validator.h"
+#include "gw_validator_keys.h"
+#include "gw_validator_scan.h"
+
+struct pass {
+    const uint8_t *body, *end;
+    gw_verdict *verdict;
+    uint32_t members; /* of all objects so far */
+    union {
+        gw_names names; /* while in metrics or tags */
+        gw_keys keys;   /* while in payload */
+    };
+};
+
+static __attribute__((noinline, cold)) const uint8_t *refuse(struct pass *s, enum gw_code code, enum gw_field field,
+                                                             const uint8_t *at)
+{
+    s->verdict->code = (uint16_t)code;
+    s->verdict->field = (uint8_t)field;
+    s->verdict->flags = 0;
+    s->verdict->offset = (uint32_t)(at - s->body);
+    return NULL;
+}
+
+static __attribute__((noinline, cold)) const uint8_t *malformed(struct pass *s, const uint8_t *at)
+{
+    return refuse(s, GW_CODE_MALFORMED_JSON, GW_FIELD_NONE, at);
+}
+
+/* The same with the inner key that the rule is about. */
+static __attribute__((noinline, cold)) const uint8_t *refuse_key(struct pass *s, enum gw_code code, enum gw_field field,
+                                                                 const uint8_t *at, const uint8_t *key, size_t bytes)
+{
+    s->verdict->field_offset = (uint32_t)(key - s->body);
+    s->verdict->field_bytes = (uint32_t)bytes;
+    return refuse(s, code, field, at);
+}
+
+/* A value of the wrong type breaks the field's rule at its first byte; what cannot begin a value is not JSON. */
+static __attribute__((noinline, cold)) int begins_value(uint8_t c)
+{
+    return c == '{' || c == '[' || c == '"' || c == '-' || (c >= '0' && c <= '9') || c == 't' || c == 'f' || c == 'n';
+}
+
+/* ------------------------------------------------------------------------------------------------ tokens */
+
+/* Skips whitespace and makes sure of a byte at p. */
+#define GW_NEXT()                                          \
+    do {                                                   \
+        if (GW_UNLIKELY(p == end || *p <= ' ')) {          \
+            if (p < end)                                   \
+                p = scan_space(body, p, end);              \
+            if (p == end)                                  \
+                return malformed(s, end);                  \
+        }                                                  \
+    } while (0)
+
+#define GW_EXPECT(byte)                                    \
+    do {                                                   \
+        GW_NEXT();                                         \
+        if (GW_UNLIKELY(*p != (byte)))                     \
+            return malformed(s, p);                        \
+        p++;                                               \
+    } while (0)
+
+/* Length of the UTF-8 sequence at p (a byte >= 0x80), 0 if it is ill-formed: RFC 3629, section 4. */
+GW_INLINE unsigned utf8_bytes(const uint8_t *p, const uint8_t *end)
+{
+    const uint8_t c = p[0];
+    const size_t left = (size_t)(end - p);
+    if (c < 0xE0)
+        return c >= 0xC2 && left >= 2 && (p[1] & 0xC0) == 0x80 ? 2 : 0;
+    if (c < 0xF0) {
+        if (left < 3 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80)
+            return 0;
+        return (c == 0xE0 && p[1] < 0xA0) || (c == 0xED && p[1] >= 0xA0) ? 0 : 3;
+    }
+    if (c > 0xF4 || left < 4 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80 || (p[3] & 0xC0) != 0x80)
+        return 0;
+    return (c == 0xF0 && p[1] < 0x90) || (c == 0xF4 && p[1] >= 0x90) ? 0 : 4;
+}
+
+/* The rest of a string from its first byte that is not plain: escapes and UTF-8. Adds to `saved`. */
+static __attribute__((noinline)) GW_TARGET const uint8_t *string_rest(struct pass *s, const uint8_t *p, size_t *saved)
+{
+    const uint8_t *const body = s->body, *const end = s->end;
+    size_t shorter = 0;
+    while (p < end) {
+        if (*p == '"') {
+            *saved = shorter;
+            return p;
+        }
+        if (*p >= 0x80) {
+            const unsigned bytes = utf8_bytes(p, end);
+            if (bytes == 0)
+                return malformed(s, p);
+            p += bytes;
+        } else if (*p == '\\') {
+            unsigned fewer;
+            const unsigned bytes = gw_escape_bytes(p, end, &fewer);
+            if (bytes == 0)
+                return malformed(s, p);
+            shorter += fewer;
+            p += bytes;
+        } else if (*p < 0x20) {
+            return malformed(s, p);
+        } else {
+            p = scan_plain(body, p, end);
+        }
+    }
+    return malformed(s, end);
+}
+
+/* The closing quote of the string whose text begins at p. `saved`: bytes that unescaping takes off its length. */
+GW_INLINE const uint8_t *string_end(struct pass *s, const uint8_t *p, size_t *saved)
+{
+    p = scan_plain(s->body, p, s->end);
+    if (GW_LIKELY(p < s->end && *p == '"')) {
+        *saved = 0;
+        return p;
+    }
+    return string_rest(s, p, saved);
+}
+
+GW_INLINE int is_digit(uint8_t c)
+{
+    return (uint8_t)(c - '0') <= 9;
+}
+
+/* The end of the number at p ('-' or a digit). `wide`: only then can it be outside the range of a double. */
+GW_INLINE const uint8_t *number_end(struct pass *s, const uint8_t *p, int *wide)
+{
+    const uint8_t *const end = s->end, *const number = p;
+    int exponent = 0;
+    if (*p == '-')
+        p++;
+    if (GW_UNLIKELY(p == end || !is_digit(*p)))
+        return malformed(s, p);
+    if (*p++ != '0')
+        while (p < end && is_digit(*p))
+            p++;
+    if (p < end && *p == '.') {
+        p++;
+        if (GW_UNLIKELY(p == end || !is_digit(*p)))
+            return malformed(s, p);
+        do
+            p++;
+        while (p < end && is_digit(*p));
+    }
+    if (p < end && (*p | 0x20) == 'e') {
+        exponent = 1;
+        p++;
+        if (p < end && (*p == '+' || *p == '-'))
+            p++;
+        if (GW_UNLIKELY(p == end || !is_digit(*p)))
+            return malformed(s, p);
+        do
+            p++;
+        while (p < end && is_digit(*p));
+    }
+    *wide = exponent || p - number > 308;
+    return p;
+}
+
+/* true, false or null at p. */
+GW_INLINE const uint8_t *literal_end(struct pass *s, const uint8_t *p)
+{
+    const size_t left = (size_t)(s->end - p);
+    if (left >= 4 && (memcmp(p, "true", 4) == 0 || memcmp(p, "null", 4) == 0))
+        return p + 4;
+    if (left >= 5 && memcmp(p, "false", 5) == 0)
+        return p + 5;
+    return malformed(s, p);
+}
+
+/* ------------------------------------------------------------------------------------------------ fields */
+
+/* The object of `metrics` or of `tags`, from its opening brace. */
+GW_INLINE const uint8_t *flat_object(struct pass *s, const uint8_t *p, const enum gw_field field)
+{
+    const uint8_t *const body = s->body, *const end = s->end;
+    const int metrics = field == GW_FIELD_METRICS;
+    const uint32_t limit = metrics ? GW_METRICS_MAX : GW_TAGS_MAX;
+    gw_names *const names = &s->names;
+    if (GW_UNLIKELY(*p != '{'))
+        return begins_value(*p) ? refuse(s, GW_CODE_NOT_AN_OBJECT, field, p) : malformed(s, p);
+    p++;
+    GW_NEXT();
+    if (*p == '}')
+        return p + 1;
+    gw_names_clear(names);
+    for (;;) {
+        /* Key. A run of [a-z0-9_] up to the quote is nearly always all of it. */
+        if (GW_UNLIKELY(*p != '"'))
+            return malformed(s, p);
+        const uint8_t *const quote = p, *const key = p + 1, *name = key, *limit_of_name = end;
+        size_t saved = 0;
+        const uint8_t *close = scan_name(body, key, end);
+        int well_named = 1;
+        if (GW_UNLIKELY(close == end || *close != '"')) {
+            close = string_rest(s, close, &saved);
+            if (close == NULL)
+                return NULL;
+            well_named = 0;
+        }
+        const size_t key_bytes = (size_t)(close - key), name_bytes = key_bytes - saved;
+        if (GW_UNLIKELY(++s->members > GW_MEMBERS_MAX))
+            return refuse(s, GW_CODE_TOO_MANY_MEMBERS, GW_FIELD_NONE, quote);
+        if (GW_UNLIKELY(names->count == limit))
+            return refuse(s, metrics ? GW_CODE_TOO_MANY_METRICS : GW_CODE_TOO_MANY_TAGS, field, quote);
+        if (GW_UNLIKELY(!well_named) && saved && name_bytes <= GW_NAME_BYTES_MAX) {
+            uint8_t *spare = names->spare[names->count];
+            gw_unescape(key, key_bytes, spare);
+            name = spare, limit_of_name = spare + GW_NAME_BYTES_MAX;
+            well_named = 1;
+            for (size_t i = 0; i < name_bytes; i++)
+                well_named &= !stops_name(spare[i]);
+        }
+        if (GW_UNLIKELY(!well_named || name_bytes - 1 >= GW_NAME_BYTES_MAX || name[0] < 'a'|| name[0] > 'z'))
+            return refuse_key(s, metrics ? GW_CODE_BAD_METRIC_KEY : GW_CODE_BAD_TAG_KEY, field, quote, key, key_bytes);
+        if (GW_UNLIKELY(!gw_names_add(names, name, name_bytes, limit_of_name)))
+            return refuse_key(s, GW_CODE_DUPLICATE_KEY, field, quote, key, key_bytes);
+
+        p = close + 1;
+        GW_EXPECT(':');
+        GW_NEXT();
+
+        /* Value. */
+        const uint8_t *const value = p;
+        if (metrics) {
+            if (GW_UNLIKELY(!is_digit(*p) && *p != '-'))
+                return begins_value(*p) ? refuse_key(s, GW_CODE_BAD_METRIC_VALUE, field, p, key, key_bytes)
+                                        : malformed(s, p);
+            int wide;
+            p = number_end(s, p, &wide);
+            if (GW_UNLIKELY(p == NULL))
+                return NULL;
+            if (GW_UNLIKELY(wide) && !gw_number_finite(value, p))
+                return refuse_key(s, GW_CODE_BAD_METRIC_VALUE, field, value, key, key_bytes);
+        } else {
+            if (GW_UNLIKELY(*p != '"'))
+                return begins_value(*p) ? refuse_key(s, GW_CODE_BAD_TAG_VALUE, field, p, key, key_bytes)
+                                        : malformed(s, p);
+            p = string_end(s, p + 1, &saved);
+            if (GW_UNLIKELY(p == NULL))
+                return NULL;
+            if (GW_UNLIKELY((size_t)(p - value) - 1 - saved > GW_TAG_VALUE_BYTES_MAX))
+                return refuse_key(s, GW_CODE_BAD_TAG_VALUE, field, value, key, key_bytes);
+            p++;
+        }
+
+        GW_NEXT();
+        if (*p == '}')
+            return p + 1;
+        if (GW_UNLIKELY(*p != ','))
+            return malformed(s, p);
+        p++;
+        GW_NEXT();
+    }
+}
+
+/* `ts`, from its opening quote. */
+GW_INLINE const uint8_t *timestamp(struct pass *s, const uint8_t *p)
+{
+    if (GW_UNLIKELY(*p != '"'))
+        return begins_value(*p) ? refuse(s, GW_CODE_BAD_TS, GW_FIELD_TS, p) : malformed(s, p);
+    const uint8_t *const text = p + 1;
+    size_t saved;
+    const uint8_t *close = string_end(s, text, &saved);
+    if (GW_UNLIKELY(close == NULL))
+        return NULL;
+    const size_t bytes = (size_t)(close - text);
+    if (GW_UNLIKELY(!(saved ? gw_timestamp_escaped_ok(text, bytes) : gw_timestamp_ok(text, bytes))))
+        return refuse(s, GW_CODE_BAD_TS, GW_FIELD_TS, p);
+    s->verdict->ts_offset = (uint32_t)(text - s->body);
+    s->verdict->ts_bytes = (uint32_t)bytes;
+    s->verdict->flags |= GW_EVENT_HAS_TS;
+    return close + 1;
+}
+
+/* `seq` or `boot`: an integer literal 0 ... 2^63-1. */
+GW_INLINE const uint8_t *counter(struct pass *s, const uint8_t *p, enum gw_field field)
+{
+    const enum gw_code code = field == GW_FIELD_SEQ ? GW_CODE_BAD_SEQ : GW_CODE_BAD_BOOT;
+    const uint8_t *const number = p, *const end = s->end;
+    if (GW_UNLIKELY(!is_digit(*p))) {
+        if (*p != '-')
+            return begins_value(*p) ? refuse(s, code, field, p) : malformed(s, p);
+        int wide;
+        return number_end(s, p, &wide) ? refuse(s, code, field, number) : NULL;
+    }
+    uint64_t value = *p++ - (uint64_t)'0';
+    if (value != 0)
+        for (; p < end && is_digit(*p) && p - number < 19; p++)
+            value = value * 10 + (*p - (uint64_t)'0');
+    /* Nineteen digits fit 64 bits. What follows decides whether that was all of the number. */
+    if (GW_UNLIKELY((p < end && (*p == '.' || (*p | 0x20) == 'e' || (is_digit(*p) && p - number == 19))) ||
+                    value > INT64_MAX)) {
+        int wide;
+        return number_end(s, number, &wide) ? refuse(s, code, field, number) : NULL;
+    }
+    if (field == GW_FIELD_SEQ) {
+        s->verdict->seq = value;
+        s->verdict->flags |= GW_EVENT_HAS_SEQ;
+    } else {
+        s->verdict->boot = value;
+        s->verdict->flags |= GW_EVENT_HAS_BOOT;
+    }
+    return p;
+}
+
+/* Any JSON value of depth <= 32. */
+GW_INLINE const uint8_t *payload(struct pass *s, const uint8_t *p, const uint64_t *hash_key)
+{
+    const uint8_t *const body = s->body, *const end = s->end;
+    uint64_t objects = 0; /* one bit for each open container, innermost lowest: 1 for an object */
+    uint32_t depth = 0;
+    gw_keys *const keys = &s->keys;
+    gw_keys_begin(keys, body, end, hash_key);
+
+value: /* p is at its first byte */
+    switch (*p) {
+    case '"': {
+        size_t saved;
+        p = string_end(s, p + 1, &saved);
+        if (GW_UNLIKELY(p == NULL))
+            return NULL;
+        p++;
+        goto behind_value;
+    }
+    case '-': case '0': case '1': case '2': case '3': case '4': case '5': case '6': case '7': case '8': case '9': {
+        const uint8_t *const number = p;
+        int wide;
+        p = number_end(s, p, &wide);
+        if (GW_UNLIKELY(p == NULL))
+            return NULL;
+        if (GW_UNLIKELY(wide) && !gw_number_finite(number, p))
+            return malformed(s, number);
+        goto behind_value;
+    }
+    case 't': case 'f': case 'n':
+        p = literal_end(s, p);
+        if (GW_UNLIKELY(p == NULL))
+            return NULL;
+        goto behind_value;
+    case '[':
+    case '{':
+        if (GW_UNLIKELY(depth == GW_PAYLOAD_DEPTH_MAX))
+            return refuse(s, GW_CODE_PAYLOAD_TOO_DEEP, GW_FIELD_PAYLOAD, p);
+        depth++;
+        objects <<= 1;
+        if (*p++ == '[') {
+            GW_NEXT();
+            if (*p != ']')
+                goto value;
+            goto close;
+        }
+        objects |= 1;
+        gw_keys_open_object(keys, depth);
+        GW_NEXT();
+        if (*p != '}')
+            goto key;
+        goto close;
+    default:
+        return malformed(s, p);
+    }
+
+key: { /* p is where its opening quote must be */
+    if (GW_UNLIKELY(*p != '"'))
+        return malformed(s, p);
+    const uint8_t *const quote = p;
+    size_t saved;
+    p = string_end(s, p + 1, &saved);
+    if (GW_UNLIKELY(p == NULL))
+        return NULL;
+    if (GW_UNLIKELY(++s->members > GW_MEMBERS_MAX))
+        return refuse(s, GW_CODE_TOO_MANY_MEMBERS, GW_FIELD_NONE, quote);
+    if (GW_UNLIKELY(!gw_keys_add(keys, depth, quote + 1, (size_t)(p - quote - 1), saved)))
+        return refuse(s, GW_CODE_DUPLICATE_KEY, GW_FIELD_PAYLOAD, quote);
+    p++;
+    GW_EXPECT(':');
+    GW_NEXT();
+    goto value;
+}
+
+close: /* p is at the closing brace or bracket, which is the right one */
+    p++;
+    depth--;
+    objects >>= 1;
+
+behind_value:
+    if (depth == 0)
+        return p;
+    GW_NEXT();
+    if (*p == ',') {
+        p++;
+        GW_NEXT();
+        if (objects & 1)
+            goto key;
+        goto value;
+    }
+    if (GW_LIKELY(*p == (objects & 1 ? '}' : ']')))
+        goto close;
+    return malformed(s, p);
+}
+
+/* Which field a top-level key names; GW_FIELD_UNKNOWN for none. */
+GW_INLINE enum gw_field field_of(const uint8_t *key, size_t bytes)
+{
+    switch (bytes) {
+    case 2: return memcmp(key, "ts", 2) == 0 ? GW_FIELD_TS : GW_FIELD_UNKNOWN;
+    case 3: return memcmp(key, "seq", 3) == 0 ? GW_FIELD_SEQ : GW_FIELD_UNKNOWN;
+    case 4: return memcmp(key, "tags", 4) == 0 ? GW_FIELD_TAGS :
+                   memcmp(key, "boot", 4) == 0 ? GW_FIELD_BOOT : GW_FIELD_UNKNOWN;
+    case 7: return memcmp(key, "metrics", 7) == 0 ? GW_FIELD_METRICS :
+                   memcmp(key, "payload", 7) == 0 ? GW_FIELD_PAYLOAD : GW_FIELD_UNKNOWN;
+    default: return GW_FIELD_UNKNOWN;
+    }
+}
+
+static __attribute__((noinline)) GW_TARGET enum gw_field field_of_escaped(const uint8_t *key, size_t key_bytes,
+                                                                         size_t saved)
+{
+    uint8_t name[sizeof "metrics"];
+    if (key_bytes - saved > sizeof name)
+        return GW_FIELD_UNKNOWN;
+    gw_unescape(key, key_bytes, name);
+    return field_of(name, key_bytes - saved);
+}
+
+/* The document. Returns its end, or NULL. */
+GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key)
+{
+    const uint8_t *const body = s->body, *const end = s->end, *p = body;
+    unsigned seen = 0; /* one bit for each enum gw_field */
+    GW_NEXT();
+    if (GW_UNLIKELY(*p != '{'))
+        return begins_value(*p) ? refuse(s, GW_CODE_NOT_AN_OBJECT, GW_FIELD_NONE, p) : malformed(s, p);
+    s->verdict->object_offset = (uint32_t)(p - body);
+    p++;
+    GW_NEXT();
+    if (*p != '}')
+        for (;;) {
+            if (GW_UNLIKELY(*p != '"'))
+                return malformed(s, p);
+            const uint8_t *const quote = p, *const key = p + 1;
+            size_t saved;
+            const uint8_t *close = string_end(s, key, &saved);
+            if (GW_UNLIKELY(close == NULL))
+                return NULL;
+            const size_t key_bytes = (size_t)(close - key);
+            if (GW_UNLIKELY(++s->members > GW_MEMBERS_MAX))
+                return refuse(s, GW_CODE_TOO_MANY_MEMBERS, GW_FIELD_NONE, quote);
+            const enum gw_field field = GW_LIKELY(saved == 0) ? field_of(key, key_bytes)
+                                                              : field_of_escaped(key, key_bytes, saved);
+            if (GW_UNLIKELY(field == GW_FIELD_UNKNOWN))
+                return refuse_key(s, GW_CODE_UNKNOWN_FIELD, field, quote, key, key_bytes);
+            if (GW_UNLIKELY(seen & 1u << field))
+                return refuse(s, GW_CODE_DUPLICATE_KEY, field, quote);
+            seen |= 1u << field;
+            p = close + 1;
+            GW_EXPECT(':');
+            GW_NEXT();
+            switch (field) {
+            case GW_FIELD_METRICS: p = flat_object(s, p, GW_FIELD_METRICS); break;
+            case GW_FIELD_TAGS: p = flat_object(s, p, GW_FIELD_TAGS); break;
+            case GW_FIELD_TS: p = timestamp(s, p); break;
+            case GW_FIELD_SEQ: p = counter(s, p, GW_FIELD_SEQ); break;
+            case GW_FIELD_BOOT: p = counter(s, p, GW_FIELD_BOOT); break;
+            default: p = payload(s, p, hash_key); break;
+            }
+            if (GW_UNLIKELY(p == NULL))
+                return NULL;
+            GW_NEXT();
+            if (*p == '}')
+                break;
+            if (GW_UNLIKELY(*p != ','))
+                return malformed(s, p);
+            p++;
+            GW_NEXT();
+        }
+    const uint8_t *const brace = p++;
+    if (p < end)
+        p = scan_space(body, p, end);
+    if (GW_UNLIKELY(p < end))
+        return malformed(s, p);
+    if (GW_UNLIKELY(!(seen & 1u << GW_FIELD_METRICS)))
+        return refuse(s, GW_CODE_MISSING_METRICS, GW_FIELD_METRICS, brace);
+    return p;
+}
+
+/* Defines the entry of this path. */
+#define GW_PASS(name)                                                                                          \
+    GW_TARGET int gw_validate_##name(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2],       \
+                                     gw_verdict *verdict)                                                      \
+    {                                                                                                          \
+        struct pass s;                                                                                         \
+        s.body = body, s.end = body + body_bytes, s.verdict = verdict, s.members = 0;                          \
+        document(&s, hash_key);                                                                                \
+        return verdict->code;                                                                                  \
+    }
+
+#endif

@@ -1,0 +1,570 @@
+# cython: language_level=3, freethreading_compatible=False
+"""Thin binding of gw_log.h and gw_ingest.h: convert, call, raise. The docstrings are in gateway/_log.pyi."""
+
+import os
+from collections import namedtuple
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_New
+from cpython.unicode cimport PyUnicode_DecodeASCII
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+cdef extern from "gw_counters.h":
+    enum:
+        GW_WORKERS_MAX, GW_BLOCK_DELIVERY, GW_BLOCK_SUPERVISOR, GW_BLOCK_COUNT, GW_HISTOGRAM_BUCKETS
+        GW_COUNTER_WORDS, GW_COUNTER_RECEIVED, GW_COUNTER_ACCEPTED, GW_COUNTER_ACCEPTED_BYTES, GW_COUNTER_REQUESTS
+        GW_COUNTER_REFUSED, GW_COUNTER_REQUEST_NS, GW_COUNTER_PUBACK_NS, GW_COUNTER_PUBLISH_SENT
+        GW_COUNTER_PUBLISH_REPEATED, GW_COUNTER_MQTT_CONNECTS, GW_COUNTER_MQTT_CONNECT_FAILURES
+        GW_COUNTER_MQTT_DISCONNECTS, GW_COUNTER_MQTT_CONNECTED, GW_COUNTER_MQTT_NEGATIVE_ACKS
+        GW_COUNTER_MQTT_IN_FLIGHT, GW_COUNTER_SYNCS, GW_COUNTER_SYNC_NS, GW_COUNTER_PADS, GW_COUNTER_KILLED_STUCK
+        GW_COUNTER_RESTARTS_WORKER, GW_COUNTER_RESTARTS_DELIVERY
+    ctypedef struct gw_counter_block:
+        pass
+    void gw_counter_add(gw_counter_block *block, unsigned index, uint64_t n) noexcept nogil
+    void gw_counter_set(gw_counter_block *block, unsigned index, uint64_t n) noexcept nogil
+    void gw_histogram_observe(gw_counter_block *block, unsigned histogram, uint64_t ns) noexcept nogil
+
+cdef extern from *:
+    """
+    #include "gw_counters.h"
+    static const char *const gw_code_names[] = {"",
+    #define GW_CODE_NAME(name, text) text,
+    GW_CODES(GW_CODE_NAME)
+    };
+    static const uint64_t gw_bounds[] = GW_HISTOGRAM_BOUNDS_NS;
+    static inline uint64_t gw_counter_load(const gw_counter_block *block, unsigned index)
+    {
+        return atomic_load_explicit(&block->word[index], memory_order_relaxed);
+    }
+    """
+    const char *gw_code_names[]
+    const uint64_t gw_bounds[]
+    enum:
+        GW_CODE_COUNT
+    uint64_t gw_counter_load(const gw_counter_block *block, unsigned index) noexcept nogil
+
+cdef extern from "gw_log.h":
+    ctypedef enum gw_status:
+        GW_OK, GW_FULL, GW_CLOSED, GW_FAILED, GW_EMPTY, GW_CORRUPT, GW_TOO_LARGE, GW_NO_SLOT, GW_LOCKED, GW_NOT_A_LOG
+        GW_ERRNO
+    enum:
+        GW_DATA, GW_VOID, GW_PAD, GW_RUNNING, GW_DRAINING, GW_STATE_FAILED, GW_SINKS_MAX, GW_SINK_NAME_BYTES
+        GW_DAMAGE_MAX
+    ctypedef int gw_state "enum gw_state"
+    ctypedef bint c_bool "bool"
+    const uint64_t GW_CAPACITY_MIN
+    const uint64_t GW_CAPACITY_MAX
+    ctypedef struct gw_log:
+        pass
+    ctypedef struct gw_producer:
+        pass
+    ctypedef struct gw_error:
+        int error_number
+        uint64_t lsn
+        char text[160]
+    ctypedef struct gw_damage:
+        uint64_t start "from"
+        uint64_t end "to"
+    ctypedef struct gw_recovery:
+        uint64_t start, watermark, end, records, bytes, torn_bytes, corrupt_bytes
+        uint32_t corrupt_count, epoch
+        gw_damage corrupt[16]
+    ctypedef struct gw_record:
+        uint64_t lsn, size, received_at_ns, seq, boot
+        const uint8_t *device_id
+        const uint8_t *body
+        uint32_t body_bytes, epoch
+        uint8_t device_id_bytes, flags, kind, splice
+    ctypedef struct gw_cursor:
+        uint64_t lsn, ordinal, published, dead_lettered, base
+
+    gw_status gw_log_create(const char *path, uint64_t capacity, int (*progress)(void *, uint64_t) noexcept,
+                            void *context, gw_error *error) nogil
+    gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, bint accept_corruption,
+                          gw_log **log, gw_recovery *report, gw_error *error) nogil
+    gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **log, gw_error *error) nogil
+    gw_status gw_log_scan(const char *path, gw_log **log, gw_recovery *report, gw_error *error) nogil
+    void gw_log_close(gw_log *log) nogil
+    int gw_log_fd_shared(const gw_log *log) nogil
+    uint64_t gw_log_capacity(const gw_log *log) nogil
+    uint64_t gw_log_record_bytes_max(const gw_log *log) nogil
+    uint64_t gw_log_identity(const gw_log *log) nogil
+    uint64_t gw_log_tail(const gw_log *log) nogil
+    uint64_t gw_log_committed(const gw_log *log) nogil
+    uint64_t gw_log_committed_ordinal(const gw_log *log) nogil
+    uint64_t gw_log_durable(const gw_log *log) nogil
+    uint64_t gw_log_reclaim(const gw_log *log) nogil
+    gw_state gw_log_state(const gw_log *log) nogil
+    void gw_log_set_state(gw_log *log, gw_state state) nogil
+    gw_counter_block *gw_log_counters(gw_log *log, unsigned block) nogil
+    int64_t gw_log_unexplained(const gw_log *log, unsigned sink) nogil
+    gw_status gw_producer_open(gw_log *log, gw_producer **producer) nogil
+    void gw_producer_close(gw_producer *producer) nogil
+    uint64_t gw_log_follow(gw_log *log, uint64_t seen, int timeout_ms) nogil
+    void gw_log_wake(gw_log *log) nogil
+    gw_status gw_log_read(const gw_log *log, uint64_t lsn, gw_record *record) nogil
+    int gw_log_sink(const gw_log *log, const char *name) nogil
+    gw_cursor gw_cursor_load(const gw_log *log, unsigned sink) nogil
+    void gw_cursor_store(gw_log *log, unsigned sink, const gw_cursor *cursor) nogil
+    void gw_log_owner_died(gw_log *log, int pid) nogil
+    gw_status gw_log_takeover(gw_log *log, gw_error *error) nogil
+    gw_status gw_log_sync(gw_log *log, c_bool *changed, gw_error *error) nogil
+    gw_status gw_log_run_committer(gw_log *log, int interval_ms, gw_error *error) nogil
+    void gw_log_stop_committer(gw_log *log) nogil
+
+cdef extern from "gw_validator.h":
+    enum:
+        GW_FIELD_NONE, GW_FIELD_METRICS, GW_FIELD_TAGS, GW_FIELD_TS, GW_FIELD_SEQ, GW_FIELD_BOOT, GW_FIELD_PAYLOAD
+        GW_FIELD_UNKNOWN, GW_FIELD_DEVICE_ID
+        GW_EVENT_HAS_SEQ, GW_EVENT_HAS_BOOT
+    ctypedef struct gw_verdict:
+        uint16_t code
+        uint8_t field, flags
+        uint32_t offset, field_offset, field_bytes
+
+cdef extern from "gw_ingest.h":
+    ctypedef struct gw_ingest:
+        gw_producer *producer
+        gw_counter_block *counters
+        uint64_t hash_key[2]
+        uint64_t lsn
+        gw_verdict verdict
+    int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_id_bytes, const uint8_t *body,
+                        size_t body_bytes, uint64_t started_ns) noexcept nogil
+    void gw_ingest_refuse(gw_ingest *ingest, unsigned code, uint64_t started_ns) noexcept nogil
+    uint64_t gw_monotonic_ns() noexcept nogil
+
+RUNNING, DRAINING, FAILED = GW_RUNNING, GW_DRAINING, GW_STATE_FAILED
+DATA, VOID, PAD = GW_DATA, GW_VOID, GW_PAD
+BLOCK_DELIVERY, BLOCK_SUPERVISOR, BLOCK_COUNT = GW_BLOCK_DELIVERY, GW_BLOCK_SUPERVISOR, GW_BLOCK_COUNT
+WORKERS_MAX = GW_WORKERS_MAX
+CAPACITY_MIN, CAPACITY_MAX = GW_CAPACITY_MIN, GW_CAPACITY_MAX
+CODES = tuple(gw_code_names[i].decode() for i in range(GW_CODE_COUNT))
+HISTOGRAM_BOUNDS_NS = tuple(gw_bounds[i] for i in range(GW_HISTOGRAM_BUCKETS - 1))
+COUNTERS = {
+    "received": GW_COUNTER_RECEIVED,
+    "accepted": GW_COUNTER_ACCEPTED,
+    "accepted_bytes": GW_COUNTER_ACCEPTED_BYTES,
+    "requests": GW_COUNTER_REQUESTS,
+    "refused": GW_COUNTER_REFUSED,
+    "request_ns": GW_COUNTER_REQUEST_NS,
+    "puback_ns": GW_COUNTER_PUBACK_NS,
+    "publish_sent": GW_COUNTER_PUBLISH_SENT,
+    "publish_repeated": GW_COUNTER_PUBLISH_REPEATED,
+    "mqtt_connects": GW_COUNTER_MQTT_CONNECTS,
+    "mqtt_connect_failures": GW_COUNTER_MQTT_CONNECT_FAILURES,
+    "mqtt_disconnects": GW_COUNTER_MQTT_DISCONNECTS,
+    "mqtt_connected": GW_COUNTER_MQTT_CONNECTED,
+    "mqtt_negative_acks": GW_COUNTER_MQTT_NEGATIVE_ACKS,
+    "mqtt_in_flight": GW_COUNTER_MQTT_IN_FLIGHT,
+    "syncs": GW_COUNTER_SYNCS,
+    "sync_ns": GW_COUNTER_SYNC_NS,
+    "pads": GW_COUNTER_PADS,
+    "killed_stuck": GW_COUNTER_KILLED_STUCK,
+    "restarts_worker": GW_COUNTER_RESTARTS_WORKER,
+    "restarts_delivery": GW_COUNTER_RESTARTS_DELIVERY,
+}
+
+Recovery = namedtuple("Recovery", "start watermark end records bytes torn_bytes corrupt_bytes corrupt epoch")
+Record = namedtuple("Record", "lsn size epoch kind flags received_at_ns seq boot device_id body")
+Cursor = namedtuple("Cursor", "lsn ordinal published dead_lettered base", defaults=(0,))
+
+
+class LogError(Exception):
+    def __init__(self, message, path=None, lsn=None, errno=None):
+        super().__init__(message)
+        self.path = path
+        self.lsn = lsn
+        self.errno = errno
+
+
+class LogLocked(LogError):
+    pass
+
+
+class LogCorrupt(LogError):
+    recovery = None
+
+
+class NotALog(LogError):
+    pass
+
+
+cdef object error_of(gw_status status, gw_error *error, object path):
+    text = error.text.decode("utf-8", "replace")
+    number = error.error_number or None
+    message = f"{path or 'log'}: {text}"
+    if number:
+        message += f": {os.strerror(number)}"
+    kind = LogError
+    if status == GW_LOCKED:
+        kind = LogLocked
+    elif status == GW_CORRUPT:
+        kind = LogCorrupt
+        message += f" at lsn {error.lsn}"
+    elif status == GW_NOT_A_LOG:
+        kind = NotALog
+    return kind(message, path=path, lsn=error.lsn or None, errno=number)
+
+
+cdef object recovery_of(gw_recovery *report):
+    count = min(report.corrupt_count, <uint32_t>GW_DAMAGE_MAX)
+    return Recovery(
+        report.start, report.watermark, report.end, report.records, report.bytes, report.torn_bytes,
+        report.corrupt_bytes, tuple((report.corrupt[i].start, report.corrupt[i].end) for i in range(count)),
+        report.epoch)
+
+
+cdef int on_progress(void *context, uint64_t done) noexcept with gil:
+    call, caught = <object>context
+    try:
+        PyErr_CheckSignals()  # Ctrl-C while a large file is filled
+        if call is not None:
+            call(done)
+    except BaseException as stop:
+        caught.append(stop)
+        return 1
+    return 0
+
+
+def create(str path, uint64_t capacity_bytes, progress=None):
+    cdef bytes name = os.fsencode(path)
+    cdef const char *c_path = name
+    cdef gw_error error
+    cdef gw_status status
+    caught = []
+    watch = (progress, caught)
+    cdef void *context = <void *>watch
+    with nogil:
+        status = gw_log_create(c_path, capacity_bytes, on_progress, context, &error)
+    if caught:
+        raise caught[0]
+    if status != GW_OK:
+        if capacity_bytes < GW_CAPACITY_MIN or capacity_bytes & (capacity_bytes - 1):
+            raise ValueError(f"capacity_bytes = {capacity_bytes} is not a power of two of at least {GW_CAPACITY_MIN}")
+        raise OSError(error.error_number, error.text.decode() + ": " + os.strerror(error.error_number), path)
+
+
+cdef class Log:
+    cdef gw_log *log
+    cdef int producers
+    cdef readonly object path
+    cdef readonly object recovery
+
+    def __init__(self):
+        raise TypeError("use Log.open, Log.attach or Log.scan")
+
+    def __dealloc__(self):
+        gw_log_close(self.log)
+
+    cdef gw_log *live(self) except NULL:
+        if self.log is NULL:
+            raise ValueError("the log is closed")
+        return self.log
+
+    @staticmethod
+    def open(str path, int lock_fd, sinks, bint accept_corruption=False):
+        cdef bytes name = os.fsencode(path)
+        cdef const char *c_path = name
+        cdef list names = [s.encode("ascii") for s in sinks]
+        cdef const char *c_sinks[9]
+        cdef gw_recovery report
+        cdef gw_error error
+        cdef gw_status status
+        if len(names) > GW_SINKS_MAX or any(not 0 < len(n) <= GW_SINK_NAME_BYTES for n in names):
+            raise ValueError(f"at most {GW_SINKS_MAX} sinks with names of 1 to {GW_SINK_NAME_BYTES} bytes")
+        for i, n in enumerate(names):
+            c_sinks[i] = <const char *>(<bytes>n)
+        c_sinks[len(names)] = NULL
+        cdef Log self = Log.__new__(Log)
+        report.corrupt_count = 0
+        with nogil:
+            status = gw_log_open(c_path, lock_fd, c_sinks, accept_corruption, &self.log, &report, &error)
+        if status != GW_OK:
+            failure = error_of(status, &error, path)
+            if status == GW_CORRUPT and report.corrupt_count:
+                failure.recovery = recovery_of(&report)
+            raise failure
+        self.path = path
+        self.recovery = recovery_of(&report)
+        return self
+
+    @staticmethod
+    def attach(int lock_fd, int shared_fd):
+        cdef gw_error error
+        cdef Log self = Log.__new__(Log)
+        status = gw_log_attach(lock_fd, shared_fd, &self.log, &error)
+        if status != GW_OK:
+            raise error_of(status, &error, None)
+        return self
+
+    @staticmethod
+    def scan(str path):
+        cdef bytes name = os.fsencode(path)
+        cdef const char *c_path = name
+        cdef gw_recovery report
+        cdef gw_error error
+        cdef gw_status status
+        cdef Log self = Log.__new__(Log)
+        with nogil:
+            status = gw_log_scan(c_path, &self.log, &report, &error)
+        if status != GW_OK:
+            raise error_of(status, &error, path)
+        self.path = path
+        self.recovery = recovery_of(&report)
+        return self
+
+    def close(self):
+        if self.producers:
+            raise ValueError("an Ingest of this log is still open")
+        gw_log_close(self.log)
+        self.log = NULL
+
+    @property
+    def shared_fd(self):
+        return gw_log_fd_shared(self.live())
+
+    @property
+    def capacity_bytes(self):
+        return gw_log_capacity(self.live())
+
+    @property
+    def record_bytes_max(self):
+        return gw_log_record_bytes_max(self.live())
+
+    @property
+    def identity(self):
+        return gw_log_identity(self.live())
+
+    @property
+    def tail(self):
+        return gw_log_tail(self.live())
+
+    @property
+    def committed(self):
+        return gw_log_committed(self.live())
+
+    @property
+    def committed_ordinal(self):
+        return gw_log_committed_ordinal(self.live())
+
+    @property
+    def durable(self):
+        return gw_log_durable(self.live())
+
+    @property
+    def reclaim(self):
+        return gw_log_reclaim(self.live())
+
+    @property
+    def state(self):
+        return <int>gw_log_state(self.live())
+
+    @state.setter
+    def state(self, int state):
+        if not GW_RUNNING <= state <= GW_STATE_FAILED:
+            raise ValueError(f"state = {state} is none of RUNNING, DRAINING, FAILED")
+        gw_log_set_state(self.live(), <gw_state>state)
+
+    def read(self, uint64_t lsn):
+        cdef gw_record record
+        cdef gw_error error
+        status = gw_log_read(self.live(), lsn, &record)
+        if status == GW_EMPTY:
+            return None
+        if status != GW_OK:
+            error.error_number = 0
+            error.lsn = lsn
+            memcpy(error.text, b"no whole record", 16)
+            raise error_of(GW_CORRUPT, &error, self.path)
+        if record.kind == GW_PAD:
+            return Record(record.lsn, record.size, record.epoch, record.kind, 0, 0, None, None, "", b"")
+        return Record(
+            record.lsn, record.size, record.epoch, record.kind, record.flags, record.received_at_ns,
+            record.seq if record.flags & GW_EVENT_HAS_SEQ else None,
+            record.boot if record.flags & GW_EVENT_HAS_BOOT else None,
+            PyUnicode_DecodeASCII(<const char *>record.device_id, record.device_id_bytes, "replace"),
+            PyBytes_FromStringAndSize(<const char *>record.body, record.body_bytes))
+
+    def follow(self, uint64_t seen, int timeout_ms):
+        cdef gw_log *log = self.live()
+        cdef uint64_t committed
+        with nogil:
+            committed = gw_log_follow(log, seen, timeout_ms)
+        return committed
+
+    def wake(self):
+        gw_log_wake(self.live())
+
+    def sink(self, str name):
+        index = gw_log_sink(self.live(), name.encode("ascii"))
+        if index < 0:
+            raise KeyError(name)
+        return index
+
+    cdef unsigned checked_sink(self, unsigned sink) except? 99:
+        if sink >= GW_SINKS_MAX:
+            raise IndexError(f"sink {sink}")
+        self.live()
+        return sink
+
+    def cursor(self, unsigned sink):
+        cdef gw_cursor c = gw_cursor_load(self.live(), self.checked_sink(sink))
+        return Cursor(c.lsn, c.ordinal, c.published, c.dead_lettered, c.base)
+
+    def set_cursor(self, unsigned sink, cursor):
+        cdef gw_cursor c
+        c.lsn, c.ordinal, c.published, c.dead_lettered, c.base = cursor
+        gw_cursor_store(self.live(), self.checked_sink(sink), &c)
+
+    def unexplained(self, unsigned sink):
+        return gw_log_unexplained(self.live(), self.checked_sink(sink))
+
+    def owner_died(self, int pid):
+        gw_log_owner_died(self.live(), pid)
+
+    def takeover(self):
+        cdef gw_log *log = self.live()
+        cdef gw_error error
+        cdef gw_status status
+        with nogil:
+            status = gw_log_takeover(log, &error)
+        if status != GW_OK:
+            raise error_of(status, &error, self.path)
+
+    def sync(self):
+        cdef gw_log *log = self.live()
+        cdef gw_error error
+        cdef gw_status status
+        cdef c_bool changed = False
+        with nogil:
+            status = gw_log_sync(log, &changed, &error)
+        if status != GW_OK:
+            raise error_of(status, &error, self.path)
+        return bool(changed)
+
+    def run_committer(self, int interval_ms):
+        cdef gw_log *log = self.live()
+        cdef gw_error error
+        cdef gw_status status
+        with nogil:
+            status = gw_log_run_committer(log, interval_ms, &error)
+        if status != GW_OK:
+            raise error_of(status, &error, self.path)
+
+    def stop_committer(self):
+        gw_log_stop_committer(self.live())
+
+    cdef gw_counter_block *block(self, unsigned block, unsigned index) except NULL:
+        cdef gw_counter_block *counters = gw_log_counters(self.live(), block)
+        if counters is NULL or index >= GW_COUNTER_WORDS:
+            raise IndexError(f"block {block}, counter {index}")
+        return counters
+
+    def counter(self, unsigned block, unsigned index):
+        return gw_counter_load(self.block(block, index), index)
+
+    def counter_total(self, unsigned index):
+        cdef uint64_t total = 0
+        cdef unsigned i
+        for i in range(GW_BLOCK_COUNT):
+            total += gw_counter_load(self.block(i, index), index)
+        return total
+
+    def counter_add(self, unsigned block, unsigned index, uint64_t n=1):
+        gw_counter_add(self.block(block, index), index, n)
+
+    def counter_set(self, unsigned block, unsigned index, uint64_t n):
+        gw_counter_set(self.block(block, index), index, n)
+
+    def observe(self, unsigned block, unsigned histogram, uint64_t ns):
+        if histogram != GW_COUNTER_REQUEST_NS and histogram != GW_COUNTER_PUBACK_NS:
+            raise IndexError(f"histogram {histogram}")
+        gw_histogram_observe(self.block(block, histogram), histogram, ns)
+
+    def _capsule(self):
+        return PyCapsule_New(self.live(), "gw_log", NULL)
+
+
+cdef dict FIELD_NAMES = {
+    GW_FIELD_METRICS: "metrics", GW_FIELD_TAGS: "tags", GW_FIELD_TS: "ts", GW_FIELD_SEQ: "seq", GW_FIELD_BOOT: "boot",
+    GW_FIELD_PAYLOAD: "payload", GW_FIELD_DEVICE_ID: "device_id",
+}
+
+
+@cython.no_gc_clear  # the producer's slot lies in the log's map, which must outlive it
+cdef class Ingest:
+    cdef gw_ingest ingest
+    cdef Log log
+    cdef readonly object field
+    cdef readonly object offset
+
+    def __init__(self, Log log not None, unsigned block):
+        if self.log is not None:
+            raise ValueError("already open")
+        self.ingest.counters = log.block(block, 0)
+        status = gw_producer_open(log.live(), &self.ingest.producer)
+        if status != GW_OK:
+            raise LogError("no intent slot is free: too many workers, or dead ones whose claims are not resolved yet")
+        self.log = log
+        log.producers += 1
+        cdef bytes key = os.urandom(16)
+        memcpy(self.ingest.hash_key, PyBytes_AS_STRING(key), 16)
+
+    def __dealloc__(self):
+        self.release()
+
+    cdef void release(self):
+        if self.ingest.producer is not NULL:
+            gw_producer_close(self.ingest.producer)
+            self.ingest.producer = NULL
+            self.log.producers -= 1
+
+    def close(self):
+        self.release()
+
+    @property
+    def lsn(self):
+        return self.ingest.lsn
+
+    def event(self, str device_id not None, bytes body not None, uint64_t started_ns):
+        cdef Py_ssize_t device_id_bytes
+        cdef const char *device = PyUnicode_AsUTF8AndSize(device_id, &device_id_bytes)
+        if self.ingest.producer is NULL:
+            raise ValueError("closed")
+        cdef int code = gw_ingest_event(
+            &self.ingest, <const uint8_t *>device, device_id_bytes, <const uint8_t *>PyBytes_AS_STRING(body),
+            PyBytes_GET_SIZE(body), started_ns)
+        if code:
+            self.explain(body)
+        return code
+
+    cdef explain(self, bytes body):
+        cdef gw_verdict *verdict = &self.ingest.verdict
+        if not verdict.code:  # refused by the log, not by the validator
+            self.field = self.offset = None
+            return
+        name = FIELD_NAMES.get(verdict.field)
+        inner = body[verdict.field_offset:verdict.field_offset + verdict.field_bytes].decode("utf-8", "replace")
+        if verdict.field == GW_FIELD_UNKNOWN:
+            name = inner
+        elif verdict.field_bytes and name is not None:
+            name = f"{name}.{inner}"
+        self.field = name
+        self.offset = verdict.offset
+
+    def refuse(self, unsigned code, uint64_t started_ns):
+        if not 0 < code < <unsigned>GW_CODE_COUNT:
+            raise ValueError(f"code {code}")
+        gw_ingest_refuse(&self.ingest, code, started_ns)
+        self.field = self.offset = None
+
+
+def now_ns():
+    return gw_monotonic_ns()

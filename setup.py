@@ -1,0 +1,54 @@
+"""Builds the native core: C11 from _native/gw_*.c, bound by thin Cython modules.
+
+Environment switches: GW_SANITIZE=address|thread|undefined, GW_FAILPOINTS=1 (fail points for the tests),
+GW_DEBUG=1 (-O1 -g). They change what is compiled, so each wants its own build directory.
+"""
+
+import os
+import platform
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+HEADERS = sorted(str(p) for p in Path("_native").glob("*.h"))
+VALIDATOR = sorted(str(p) for p in Path("_native").glob("gw_validator*.c"))
+LOG = ["_native/gw_crc32c.c", "_native/gw_log.c", "_native/gw_log_commit.c", "_native/gw_log_recover.c"]
+
+cflags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+ldflags: list[str] = []
+macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", None)]
+if os.environ.get("GW_DEBUG"):
+    cflags += ["-O1"]
+if sanitize := os.environ.get("GW_SANITIZE"):
+    cflags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"]
+    ldflags += [f"-fsanitize={sanitize}"]
+if os.environ.get("GW_FAILPOINTS"):
+    macros += [("GW_FAILPOINTS", "1")]
+if platform.system() != "Linux":
+    raise SystemExit("gateway runs on Linux only: it needs memfd, futex, pidfd and the parent-death signal")
+
+
+def extension(name: str, source: str, parts: list[str]) -> Extension:
+    return Extension(
+        f"gateway.{name}",
+        [source, *parts],
+        include_dirs=["_native"],
+        depends=HEADERS,
+        define_macros=macros,
+        extra_compile_args=cflags,
+        extra_link_args=ldflags,
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [
+            extension("_validator", "_native/validator.pyx", VALIDATOR),
+            extension("_log", "_native/log.pyx", [*LOG, "_native/gw_ingest.c", *VALIDATOR]),
+            extension("_mqtt", "_native/mqtt.pyx", ["_native/gw_mqtt.c", *LOG]),
+        ],
+        build_dir="build/cython",
+        language_level=3,
+    )
+)
