@@ -1,21 +1,36 @@
 """Builds the native core: C11 from _native/gw_*.c, bound by thin Cython modules.
 
-Environment switches: GW_SANITIZE=address|thread|undefined, GW_FAILPOINTS=1 (fail points for the tests),
-GW_DEBUG=1 (-O1 -g). They change what is compiled, so each wants its own build directory.
+Environment switches: GW_SANITIZE=address|thread|undefined, GW_FAILPOINTS=1 (fail points for the
+tests), GW_DEBUG=1 (-O1 -g). They change what is compiled, so each wants its own build directory.
 """
 
+import copy
 import os
 import platform
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 HEADERS = sorted(str(p) for p in Path("_native").glob("*.h"))
 VALIDATOR = sorted(str(p) for p in Path("_native").glob("gw_validator*.c"))
-LOG = ["_native/gw_crc32c.c", "_native/gw_log.c", "_native/gw_log_commit.c", "_native/gw_log_recover.c"]
+LOG = [
+    "_native/gw_crc32c.c",
+    "_native/gw_log.c",
+    "_native/gw_log_commit.c",
+    "_native/gw_log_recover.c",
+]
 
-cflags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+cflags = [
+    "-std=gnu11",
+    "-O2",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-fvisibility=hidden",
+]
 ldflags: list[str] = []
 macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", None)]
 if os.environ.get("GW_DEBUG"):
@@ -26,7 +41,9 @@ if sanitize := os.environ.get("GW_SANITIZE"):
 if os.environ.get("GW_FAILPOINTS"):
     macros += [("GW_FAILPOINTS", "1")]
 if platform.system() != "Linux":
-    raise SystemExit("gateway runs on Linux only: it needs memfd, futex, pidfd and the parent-death signal")
+    raise SystemExit(
+        "gateway runs on Linux only: it needs memfd, futex, pidfd and the parent-death signal"
+    )
 
 
 def extension(name: str, source: str, parts: list[str]) -> Extension:
@@ -41,7 +58,21 @@ def extension(name: str, source: str, parts: list[str]) -> Extension:
     )
 
 
+class BuildExt(build_ext):
+    """Builds the modules side by side, each with its own objects: they share sources."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extension(self, ext: Extension) -> None:
+        own = copy.copy(self)
+        own.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(own, ext)
+
+
 setup(
+    cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
         [
             extension("_validator", "_native/validator.pyx", VALIDATOR),
@@ -50,5 +81,5 @@ setup(
         ],
         build_dir="build/cython",
         language_level=3,
-    )
+    ),
 )

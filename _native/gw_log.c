@@ -308,7 +308,7 @@ gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint6
     for (;;) {
         if (t & GW_TAIL_CLOSED) {
             atomic_store_explicit(&intent->pos, GW_POSITION_NONE, memory_order_release);
-            return gw_log_state(producer->log) == GW_STATE_FAILED ? GW_FAILED : GW_CLOSED;
+            return GW_CLOSED;
         }
         uint64_t reclaim = atomic_load_explicit(&shared->reclaim, memory_order_acquire); /* R */
         if (t + n > reclaim + shared->capacity) {
@@ -394,13 +394,14 @@ void gw_log_owner_died(gw_log *log, int pid)
 /* A dead owner's slot is free again when its intent cannot own the hole that the walk may still meet. */
 static void free_dead_slots(gw_log *log)
 {
-    uint64_t committed = gw_log_committed(log), tail = gw_log_tail(log);
     for (unsigned i = 0; i < GW_INTENT_SLOTS; i++) {
         gw_intent *intent = &log->shared->intent[i];
+        GW_FAILPOINT(before_free);
         if (!(atomic_load_explicit(&intent->owner, memory_order_acquire) & GW_OWNER_DEAD))
             continue;
         uint64_t pos = atomic_load_explicit(&intent->pos, memory_order_acquire);
-        if (pos == GW_POSITION_NONE || pos < committed || pos >= tail) {
+        /* the tail is read after the death: it lies above whatever the dead one had claimed */
+        if (pos == GW_POSITION_NONE || pos < gw_log_committed(log) || pos >= gw_log_tail(log)) {
             atomic_store_explicit(&intent->pos, GW_POSITION_NONE, memory_order_release);
             atomic_store_explicit(&intent->owner, 0, memory_order_release);
         }
@@ -435,10 +436,10 @@ void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint64_t epoch, uint6
     atomic_store_explicit(word, (from | GW_PAD) ^ mix, memory_order_release); /* M */
 }
 
-/* The walk is stuck at p below the tail. Decide from the intent slots who owns the hole (LOG.md, "Dead producers"):
+/* The walk is stuck at p below the tail. Decide from the intent slots who owns the hole (docs/log.md, "Dead producers"):
  * S = slots that stand at p. A living member may still commit: wait for it, kill it when it is stopped. All dead: the
  * hole is as long as the smallest member whose end is a proven boundary. True: something was filled. */
-static bool reap(gw_log *log, bool ticked)
+static bool reap(gw_log *log)
 {
     uint64_t p = gw_log_committed(log);
     uint64_t tail = atomic_load_explicit(&log->shared->tail, memory_order_acquire) & ~GW_TAIL_CLOSED; /* T */
@@ -456,12 +457,20 @@ static bool reap(gw_log *log, bool ticked)
     if (marker_kind(log, p) >= 0)
         return true;
 
+    /* Time is counted in looks that are a tick apart: by the clock, since a busy log wakes the follower much sooner;
+     * each as one tick, since the reaper may have been stopped itself. */
+    uint64_t now = gw_now_ns();
     if (log->stuck_at != p) {
         log->stuck_at = p;
         log->stuck_ms = log->stopped_ms = 0;
+        log->ticked_at_ns = now;
     }
-    if (ticked)
+    bool ticked = now - log->ticked_at_ns >= TICK_MS * 1000000ull;
+    if (ticked) {
+        log->ticked_at_ns = now;
         log->stuck_ms += TICK_MS;
+    }
+    bool overdue = log->stuck_ms >= STUCK_KILL_MS;
     unsigned members = 0, living = 0;
     bool stopped = false;
     for (unsigned i = 0; i < GW_INTENT_SLOTS; i++) {
@@ -477,7 +486,7 @@ static bool reap(gw_log *log, bool ticked)
         bool stopped_now = ticked && is_stopped(pid);
         stopped |= stopped_now;
         /* Its pid is still its own: the supervisor marks the slot dead before it reaps the child. */
-        if ((stopped_now && log->stopped_ms + TICK_MS >= STOPPED_KILL_MS) || log->stuck_ms >= STUCK_KILL_MS) {
+        if ((stopped_now && log->stopped_ms + TICK_MS >= STOPPED_KILL_MS) || overdue) {
             kill(pid, SIGKILL);
             gw_counter_add(&log->shared->counters[GW_BLOCK_DELIVERY], GW_COUNTER_KILLED_STUCK, 1);
             log->stuck_ms = 0;
@@ -488,7 +497,7 @@ static bool reap(gw_log *log, bool ticked)
         return false;
     if (!members) {
         /* Claimed, and no slot says by whom: cannot be, unless shared memory was overwritten. Recovery can mend it. */
-        if (log->stuck_ms >= STUCK_KILL_MS)
+        if (overdue)
             gw_log_set_state(log, GW_STATE_FAILED);
         return false;
     }
@@ -549,23 +558,22 @@ uint64_t gw_log_follow(gw_log *log, uint64_t seen, int timeout_ms)
             return gw_log_committed(log);
     }
     uint64_t deadline = now + (uint64_t)timeout_ms * 1000000u;
-    bool ticked = false;
     for (;;) {
         atomic_store_explicit(&shared->follower_flag, 1, memory_order_relaxed);
         atomic_thread_fence(memory_order_seq_cst); /* F */
         uint32_t word = atomic_load_explicit(&shared->follower_word, memory_order_relaxed);
         bool progress = walk(log);
-        while (!progress && reap(log, ticked) && (progress = walk(log)))
-            ticked = false;
+        if (!progress && reap(log))
+            progress = walk(log);
         if (!progress && gw_log_committed(log) <= seen && (now = gw_now_ns()) < deadline) {
             uint64_t left_ms = (deadline - now + 999999u) / 1000000u;
             bool stuck = gw_log_tail(log) > gw_log_committed(log);
             int wait_ms = stuck && left_ms > TICK_MS ? TICK_MS : (int)left_ms;
-            ticked = gw_futex_wait(&shared->follower_word, word, wait_ms) == ETIMEDOUT && stuck && wait_ms == TICK_MS;
+            bool timed_out = gw_futex_wait(&shared->follower_word, word, wait_ms) == ETIMEDOUT;
             atomic_store_explicit(&shared->follower_flag, 0, memory_order_relaxed);
             free_dead_slots(log);
             progress = walk(log);
-            if (!progress && ticked)
+            if (!progress && timed_out)
                 continue;
         }
         atomic_store_explicit(&shared->follower_flag, 0, memory_order_relaxed);
@@ -581,12 +589,14 @@ gw_status gw_log_read(const gw_log *log, uint64_t lsn, gw_record *record)
     uint64_t committed = gw_log_committed(log);
     if (lsn >= committed)
         return GW_EMPTY;
+    if (lsn % 8)
+        return GW_CORRUPT;
     const gw_header *header = (const gw_header *)(const void *)gw_word(log, lsn);
     const uint8_t *rest = (const uint8_t *)(header + 1);
     uint64_t mix = header->epoch == shared->epoch ? shared->mix : gw_mix(shared->secret, header->epoch);
     uint64_t kind = header->marker ^ mix ^ lsn;
     if (kind > GW_PAD || kind != header->kind || header->size < sizeof *header || header->size % 8 ||
-        lsn + header->size > committed)
+        header->size > committed - lsn || !gw_epoch_ok(shared->range, shared->epochs, lsn, header->epoch))
         return GW_CORRUPT;
     if (kind != GW_PAD) {
         uint64_t used = sizeof *header + (uint64_t)header->device_id_bytes + header->body_bytes;

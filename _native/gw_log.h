@@ -31,7 +31,7 @@
  *
  * Everything else that is shared lives in a memfd (`gw_shared`) and is rebuilt by recovery; see gw_log_shared.h.
  *
- * Crash story: LOG.md's, repeated where the code is: claim and commit, walk, reap in gw_log.c; committer in
+ * Crash story: docs/log.md's, repeated where the code is: claim and commit, walk, reap in gw_log.c; committer in
  * gw_log_commit.c; recovery in gw_log_recover.c. */
 #ifndef GW_LOG_H
 #define GW_LOG_H
@@ -48,8 +48,8 @@ typedef struct gw_producer gw_producer; /* one claiming thread's intent slot */
 typedef enum gw_status {
     GW_OK = 0,
     GW_FULL,      /* verdict: no room below reclaim + capacity */
-    GW_CLOSED,    /* verdict: draining, no new claims */
-    GW_FAILED,    /* the log is in state FAILED: no 2xx may be sent */
+    GW_CLOSED,    /* verdict: draining or failed, no new claims */
+    GW_FAILED,    /* the log failed under this call: unknown whether the event stays, no 2xx may be sent */
     GW_EMPTY,     /* nothing committed at this position yet */
     GW_CORRUPT,   /* marker, size or CRC do not agree below a promised position */
     GW_TOO_LARGE, /* record above record_bytes_max */

@@ -41,7 +41,10 @@ void gw_slot_write(gw_log *log, gw_slot_page *page, uint64_t sequence)
     page->sequence = sequence;
     page->crc = 0;
     page->crc = gw_crc32c(0, page, sizeof *page);
-    memcpy(log->file + (1 + sequence % 2) * GW_PAGE, page, sizeof *page);
+    uint8_t *to = log->file + (1 + sequence % 2) * GW_PAGE;
+    memcpy(to, page, sizeof *page / 2);
+    GW_FAILPOINT(mid_slot);
+    memcpy(to + sizeof *page / 2, (uint8_t *)page + sizeof *page / 2, sizeof *page / 2);
 }
 
 static gw_status failed(gw_log *log, gw_error *error, const char *text)
@@ -91,15 +94,16 @@ gw_status gw_log_sync(gw_log *log, bool *changed, gw_error *error)
     }
     uint64_t committed = gw_log_committed(log);
     if (!shared->sinks)
-        least = committed;
+        least = page.watermark; /* where recovery would begin */
     GW_FAILPOINT(before_slot);
     uint64_t sequence = atomic_load_explicit(&shared->slot_sequence, memory_order_relaxed) + 1;
-    atomic_store_explicit(&shared->slot_sequence, sequence, memory_order_relaxed);
     gw_slot_write(log, &page, sequence);
     GW_FAILPOINT(after_slot);
     if (timed_sync(log))
         return failed(log, error, "fdatasync of the log");
     GW_FAILPOINT(after_sync);
+    /* Only now may the other page be written: whoever dies before leaves this one to be written again. */
+    atomic_store_explicit(&shared->slot_sequence, sequence, memory_order_release);
     /* Durable from here: devices that asked for it may be told yes. */
     atomic_store_explicit(&shared->durable, committed, memory_order_release); /* D */
     atomic_store_explicit(&shared->reclaim, least, memory_order_release);     /* R */
@@ -126,7 +130,7 @@ gw_status gw_log_run_committer(gw_log *log, int interval_ms, gw_error *error)
         uint64_t committed = gw_log_committed(log), cursors[GW_SINKS_MAX];
         for (unsigned i = 0; i < shared->sinks; i++)
             cursors[i] = gw_cursor_load(log, i).lsn;
-        bool changed, stop = atomic_load_explicit(&shared->committer_stop, memory_order_acquire);
+        bool changed, stop = atomic_load_explicit(&log->committer_stop, memory_order_acquire);
         uint32_t word = atomic_load_explicit(&shared->committer_word, memory_order_acquire);
         gw_status status = gw_log_sync(log, &changed, error);
         if (status != GW_OK)
@@ -145,7 +149,7 @@ gw_status gw_log_run_committer(gw_log *log, int interval_ms, gw_error *error)
             atomic_thread_fence(memory_order_seq_cst);
             word = atomic_load_explicit(&shared->committer_word, memory_order_relaxed);
             if (anything_new(log, committed, cursors) ||
-                atomic_load_explicit(&shared->committer_stop, memory_order_acquire) ||
+                atomic_load_explicit(&log->committer_stop, memory_order_acquire) ||
                 gw_log_state(log) == GW_STATE_FAILED)
                 break;
             gw_futex_wait(&shared->committer_word, word, 1000);
@@ -153,13 +157,13 @@ gw_status gw_log_run_committer(gw_log *log, int interval_ms, gw_error *error)
         atomic_store_explicit(&shared->committer_flag, 0, memory_order_relaxed);
         /* Gather for one interval: one sync for all that comes meanwhile. */
         word = atomic_load_explicit(&shared->committer_word, memory_order_acquire);
-        if (!atomic_load_explicit(&shared->committer_stop, memory_order_acquire))
+        if (!atomic_load_explicit(&log->committer_stop, memory_order_acquire))
             gw_futex_wait(&shared->committer_word, word, interval_ms);
     }
 }
 
 void gw_log_stop_committer(gw_log *log)
 {
-    atomic_store_explicit(&log->shared->committer_stop, 1, memory_order_release);
+    atomic_store_explicit(&log->committer_stop, 1, memory_order_release);
     gw_futex_wake(&log->shared->committer_word);
 }

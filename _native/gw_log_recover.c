@@ -1,6 +1,6 @@
 /* gw_log_recover.c - create, map, open (recovery), scan, attach.
  *
- * Recovery (LOG.md, "Start"). c: least persisted cursor; W: persisted watermark; E: end of the last whole record.
+ * Recovery (docs/log.md, "Start"). c: least persisted cursor; W: persisted watermark; E: end of the last whole record.
  *
  *   what stands at p                                     verdict
  *   -------------------------------------------------    ---------------------------------------------------------
@@ -218,6 +218,8 @@ void gw_log_close(gw_log *log)
         close(log->fd_shared);
     if (log->fd >= 0)
         close(log->fd);
+    if (log->fd_lock >= 0)
+        close(log->fd_lock); /* after the map is gone */
     free(log);
 }
 
@@ -241,17 +243,6 @@ typedef struct scan {
     uint64_t other_epoch, other_mix;
 } scan;
 
-/* Epochs older than the table lie below its first range; inside it a position belongs to exactly one. */
-static bool epoch_ok(const gw_slot_page *slot, uint64_t lsn, uint64_t epoch)
-{
-    if (lsn < slot->range[0].start)
-        return epoch < slot->range[0].epoch;
-    unsigned i = slot->epochs - 1;
-    while (slot->range[i].start > lsn)
-        i--;
-    return slot->range[i].epoch == epoch;
-}
-
 static uint64_t mix_of(scan *s, uint64_t epoch)
 {
     for (unsigned i = s->slot->epochs; i-- > 0;)
@@ -268,7 +259,7 @@ static uint64_t mix_of(scan *s, uint64_t epoch)
 static uint64_t whole(scan *s, uint64_t p, bool *data)
 {
     const gw_header *header = (const gw_header *)(const void *)gw_word(s->log, p);
-    if (!header->marker || !epoch_ok(s->slot, p, header->epoch))
+    if (!header->marker || !gw_epoch_ok(s->slot->range, s->slot->epochs, p, header->epoch))
         return 0;
     uint64_t kind = header->marker ^ mix_of(s, header->epoch) ^ p, size = header->size;
     if (kind > GW_PAD || kind != header->kind || size < sizeof *header || size % 8 || size > s->limit - p)
@@ -324,8 +315,26 @@ static uint64_t least_cursor(const gw_slot_page *slot)
     return least;
 }
 
+/* DATA records below E: those below the least cursor, which its sink has counted, and those that were found. A sink
+ * that stands further on may have counted some that are lost now: its ordinal and base step back by as many, so that
+ * what it has published stays explained. */
+static uint64_t end_ordinal(gw_slot_page *slot, const gw_recovery *report, const uint64_t *records_above)
+{
+    uint64_t least = least_cursor(slot), end = report->records;
+    for (unsigned i = 0; i < slot->sinks; i++)
+        if (slot->sink[i].cursor.lsn == least)
+            end = slot->sink[i].cursor.ordinal + report->records;
+    for (unsigned i = 0; i < slot->sinks; i++) {
+        uint64_t lost = slot->sink[i].cursor.ordinal + records_above[i] - end;
+        slot->sink[i].cursor.ordinal -= lost;
+        slot->sink[i].cursor.base -= lost;
+    }
+    return end;
+}
+
 /* The table above. */
-static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], gw_recovery *report, holes *found)
+static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], gw_recovery *report, holes *found,
+                    uint64_t *records_above)
 {
     uint64_t c = least_cursor(slot), w = slot->watermark;
     scan s = {.log = log, .slot = slot, .secret = secret, .limit = c + log->mask + 1};
@@ -341,6 +350,8 @@ static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret
         uint64_t size = whole(&s, p, &data);
         if (size) {
             report->records += data;
+            for (unsigned i = 0; i < slot->sinks; i++)
+                records_above[i] += data && p >= slot->sink[i].cursor.lsn;
             report->bytes += data ? size : 0;
             p += size;
             continue;
@@ -557,7 +568,8 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     if (status != GW_OK)
         return status;
     holes found = {0};
-    if (!examine(log, &slot, identity->secret, report, &found)) {
+    uint64_t records_above[GW_SINKS_MAX] = {0}; /* each sink's cursor */
+    if (!examine(log, &slot, identity->secret, report, &found, records_above)) {
         free(found.list);
         return gw_fail(error, GW_ERRNO, ENOMEM, 0, "recovery");
     }
@@ -565,10 +577,7 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
         free(found.list);
         return gw_fail(error, GW_CORRUPT, 0, report->corrupt[0].from, "damage below the durable watermark");
     }
-    uint64_t ordinal = report->records;
-    for (unsigned i = 0, c = 0; i < slot.sinks; i++)
-        if (!c++ || slot.sink[i].cursor.lsn == least_cursor(&slot))
-            ordinal = slot.sink[i].cursor.ordinal + report->records;
+    uint64_t ordinal = end_ordinal(&slot, report, records_above);
     uint64_t durable = slot.watermark;
     status = take_sinks(&slot, sinks, report->start, ordinal, error);
     if (status == GW_OK && !cover_holes(log, &slot, identity->secret, &found))
@@ -602,7 +611,8 @@ gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, b
     gw_identity_page identity;
     gw_status status = GW_OK;
     log->fd = open(path, O_RDWR | O_CLOEXEC);
-    if (log->fd < 0 || fstat(log->fd, &opened) || fstat(fd_lock, &locked))
+    log->fd_lock = fcntl(fd_lock, F_DUPFD_CLOEXEC, 3); /* the lock outlives the caller's descriptor, as the map does */
+    if (log->fd < 0 || log->fd_lock < 0 || fstat(log->fd, &opened) || fstat(fd_lock, &locked))
         status = gw_fail(error, GW_ERRNO, errno, 0, "opening the log");
     else if (opened.st_ino != locked.st_ino || opened.st_dev != locked.st_dev)
         status = gw_fail(error, GW_ERRNO, EINVAL, 0, "the lock's descriptor is not of this file");
@@ -618,7 +628,6 @@ gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, b
         gw_log_close(log);
         return status;
     }
-    log->fd_lock = fd_lock;
     *out = log;
     return GW_OK;
 }
@@ -644,16 +653,18 @@ gw_status gw_log_scan(const char *path, gw_log **out, gw_recovery *report, gw_er
         status = gw_map(log, log->fd, identity.capacity, identity.record_bytes_max, error);
     if (status == GW_OK)
         status = newest_slot(log, &slot, error);
-    if (status == GW_OK && !examine(log, &slot, identity.secret, report, &found))
+    uint64_t ordinal = 0, records_above[GW_SINKS_MAX] = {0};
+    if (status == GW_OK && !examine(log, &slot, identity.secret, report, &found, records_above))
         status = gw_fail(error, GW_ERRNO, ENOMEM, 0, "scanning the log");
     free(found.list);
+    if (status == GW_OK)
+        ordinal = end_ordinal(&slot, report, records_above);
     if (status == GW_OK)
         status = shared_new(log, &identity, &slot, error);
     if (status != GW_OK) {
         gw_log_close(log);
         return status;
     }
-    uint64_t ordinal = slot.sinks ? slot.sink[0].cursor.ordinal + report->records : report->records;
     shared_positions(log, report->end, ordinal, slot.watermark, least_cursor(&slot));
     *out = log;
     return GW_OK;
@@ -670,9 +681,9 @@ gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **out, gw_error *erro
     /* an open file description of its own: the lock's one is the witness and is synced at takeover only */
     log->fd = open(path, O_RDWR | O_CLOEXEC);
     log->fd_shared = fcntl(fd_shared, F_DUPFD_CLOEXEC, 3);
-    log->fd_lock = fd_lock;
+    log->fd_lock = fcntl(fd_lock, F_DUPFD_CLOEXEC, 3);
     gw_status status = GW_OK;
-    if (log->fd < 0 || log->fd_shared < 0 || fstat(fd_shared, &stat))
+    if (log->fd < 0 || log->fd_lock < 0 || log->fd_shared < 0 || fstat(fd_shared, &stat))
         status = gw_fail(error, GW_ERRNO, errno, 0, "attaching to the log");
     else if ((uint64_t)stat.st_size != sizeof(gw_shared))
         status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another version");
@@ -685,6 +696,11 @@ gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **out, gw_error *erro
     }
     if (status == GW_OK && (log->shared->magic != GW_LOG_MAGIC || log->shared->bytes != sizeof(gw_shared)))
         status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another version");
+    gw_identity_page identity;
+    if (status == GW_OK)
+        status = read_identity(log->fd, &identity, error);
+    if (status == GW_OK && identity.identity != log->shared->identity)
+        status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another log");
     if (status == GW_OK) {
         madvise(log->shared, sizeof *log->shared, MADV_DONTFORK);
         status = gw_map(log, log->fd, log->shared->capacity, log->shared->record_bytes_max, error);

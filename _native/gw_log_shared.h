@@ -137,7 +137,6 @@ typedef struct gw_shared {
     _Atomic uint64_t slot_sequence;
     _Atomic uint32_t committer_flag;
     _Atomic uint32_t committer_word; /* anyone */
-    _Atomic uint32_t committer_stop;
     /* anyone, forward only */
     _Alignas(64) _Atomic uint32_t state;
     /* each sink's publisher */
@@ -153,8 +152,9 @@ struct gw_log {
     uint64_t mask;
     int fd, fd_lock, fd_shared;
     bool read_only;
+    _Atomic uint32_t committer_stop; /* this process's committer: the next one must not find it set */
     /* follower only */
-    uint64_t progress_at_ns, stuck_at;
+    uint64_t progress_at_ns, stuck_at, ticked_at_ns;
     unsigned stuck_ms, stopped_ms;
 };
 
@@ -180,6 +180,17 @@ int gw_futex_wait(_Atomic uint32_t *word, uint32_t seen, int timeout_ms);
 void gw_futex_wake(_Atomic uint32_t *word);
 uint64_t gw_now_ns(void);
 gw_status gw_map(gw_log *log, int fd, uint64_t capacity, uint64_t record_bytes_max, gw_error *error);
+
+/* Epochs older than the table lie below its first range; inside it a position belongs to exactly one. */
+static inline bool gw_epoch_ok(const gw_epoch_range *range, unsigned epochs, uint64_t lsn, uint64_t epoch)
+{
+    if (lsn < range[0].start)
+        return epoch < range[0].epoch;
+    unsigned i = epochs - 1;
+    while (range[i].start > lsn)
+        i--;
+    return range[i].epoch == epoch;
+}
 
 static inline _Atomic uint64_t *gw_word(const gw_log *log, uint64_t lsn)
 {

@@ -135,11 +135,11 @@ static uint8_t *copy(const uint8_t *bytes, uint32_t n)
 
 gw_window *gw_window_new(gw_log *log, unsigned sink, const gw_window_options *o)
 {
-    uint64_t topic_bytes_max = (uint64_t)o->topic_prefix_bytes + o->topic_suffix_bytes +
-                               (o->topic_is_fixed ? 0 : GW_DEVICE_ID_BYTES_MAX);
+    uint64_t topic_bytes_max =
+        (uint64_t)o->topic_prefix_bytes + o->topic_suffix_bytes + (o->topic_is_fixed ? 0 : GW_DEVICE_ID_BYTES_MAX);
     if (o->inflight_max < 1 || o->inflight_max > GW_MQTT_IDS || o->batch_bytes < 1 ||
-        o->batch_bytes > GW_MQTT_BATCH_BYTES_MAX || topic_bytes_max > GW_MQTT_TOPIC_BYTES_MAX ||
-        topic_bytes_max == 0 || !topic_part_ok(o->topic_prefix, o->topic_prefix_bytes) ||
+        o->batch_bytes > GW_MQTT_BATCH_BYTES_MAX || topic_bytes_max > GW_MQTT_TOPIC_BYTES_MAX || topic_bytes_max == 0 ||
+        !topic_part_ok(o->topic_prefix, o->topic_prefix_bytes) ||
         !topic_part_ok(o->topic_suffix, o->topic_suffix_bytes))
         return NULL;
     gw_window *w = calloc(1, sizeof *w);
@@ -206,6 +206,7 @@ void gw_window_connect(gw_window *w)
     w->open = false;
     w->error = NULL;
     w->in_bytes = 0;
+    gw_counter_set(w->counters, GW_COUNTER_MQTT_IN_FLIGHT, 0);
 }
 
 void gw_window_open(gw_window *w, bool resumed, uint32_t receive_max, uint32_t packet_bytes_max)
@@ -437,8 +438,12 @@ size_t gw_window_fill(gw_window *w, uint64_t now_ns, const uint8_t **bytes)
             continue;
 #endif
         entry *e = at(w, w->tail);
-        *e = (entry){ .lsn = r.lsn, .end = w->read_lsn, .ordinal = w->read_ordinal,
-                      .received_at_ns = r.received_at_ns, .sent_ns = now_ns, .state = SENT };
+        *e = (entry){.lsn = r.lsn,
+                     .end = w->read_lsn,
+                     .ordinal = w->read_ordinal,
+                     .received_at_ns = r.received_at_ns,
+                     .sent_ns = now_ns,
+                     .state = SENT};
         end = encode(w, &r, e, id_of(w->tail), PUBLISH_QOS1, to);
         w->tail++;
         w->resend = w->tail;
@@ -577,7 +582,7 @@ static gw_mqtt_status next_packet(gw_window *w, const uint8_t *data, size_t byte
         if (header < 0)
             return GW_MQTT_PROTOCOL;
         if (header && left - (size_t)header >= remaining) {
-            *packet = (gw_packet){ .body = p + header, .body_bytes = remaining, .type = p[0] >> 4, .flags = p[0] & 15 };
+            *packet = (gw_packet){.body = p + header, .body_bytes = remaining, .type = p[0] >> 4, .flags = p[0] & 15};
             *used += (size_t)header + remaining;
             return GW_MQTT_PACKET;
         }
@@ -600,8 +605,8 @@ static gw_mqtt_status next_packet(gw_window *w, const uint8_t *data, size_t byte
         *used += need;
     }
     w->in_bytes = 0;
-    *packet = (gw_packet){ .body = w->in + header, .body_bytes = remaining, .type = w->in[0] >> 4,
-                           .flags = w->in[0] & 15 };
+    *packet =
+        (gw_packet){.body = w->in + header, .body_bytes = remaining, .type = w->in[0] >> 4, .flags = w->in[0] & 15};
     return GW_MQTT_PACKET;
 }
 
@@ -637,8 +642,8 @@ bool gw_window_refusal(const gw_window *w, gw_refusal *refusal)
     for (uint64_t n = w->head; n != w->tail; n++) {
         const entry *e = at(w, n);
         if (e->state == REFUSED) {
-            *refusal = (gw_refusal){ .lsn = e->lsn, .reason = e->reason, .by_broker = e->by_broker,
-                                     .bytes = e->packet_bytes };
+            *refusal =
+                (gw_refusal){.lsn = e->lsn, .reason = e->reason, .by_broker = e->by_broker, .bytes = e->packet_bytes};
             return true;
         }
     }
@@ -661,13 +666,13 @@ bool gw_window_dead_letter(gw_window *w, uint64_t lsn)
 
 gw_window_view gw_window_look(const gw_window *w)
 {
-    gw_window_view view = { .cursor = w->cursor,
-                            .read_lsn = w->read_lsn,
-                            .acks = w->acks,
-                            .corrupt_lsn = w->corrupt_lsn,
-                            .in_flight = w->in_flight,
-                            .span = (uint32_t)(w->tail - w->head),
-                            .refused = w->refused };
+    gw_window_view view = {.cursor = w->cursor,
+                           .read_lsn = w->read_lsn,
+                           .acks = w->acks,
+                           .corrupt_lsn = w->corrupt_lsn,
+                           .in_flight = w->in_flight,
+                           .span = (uint32_t)(w->tail - w->head),
+                           .refused = w->refused};
     for (uint64_t n = w->head; w->in_flight && n != w->tail; n++)
         if (at(w, n)->state == SENT) {
             view.oldest_sent_ns = at(w, n)->sent_ns;

@@ -33,7 +33,7 @@
 #include "gw_log.h"
 
 enum {
-    GW_MQTT_IDS = 65535,                /* packet ids 1 .. 65535 */
+    GW_MQTT_IDS = 65535,                 /* packet ids 1 .. 65535 */
     GW_MQTT_PACKET_IN_BYTES_MAX = 65536, /* largest packet taken from a broker; told to it in CONNECT */
     GW_MQTT_TOPIC_BYTES_MAX = 65535,
     GW_MQTT_BATCH_BYTES_MAX = 16 << 20
@@ -73,9 +73,9 @@ typedef struct gw_window_options {
 /* A record that holds the window. */
 typedef struct gw_refusal {
     uint64_t lsn;
-    uint8_t reason;  /* of the PUBACK, or a GW_REASON_* of our own */
-    bool by_broker;  /* else it was never sent */
-    uint32_t bytes;  /* of its PUBLISH packet */
+    uint8_t reason; /* of the PUBACK, or a GW_REASON_* of our own */
+    bool by_broker; /* else it was never sent */
+    uint32_t bytes; /* of its PUBLISH packet */
 } gw_refusal;
 
 typedef struct gw_window_view {

@@ -26,7 +26,8 @@ static const struct path {
     const char *name;
     gw_validate_path *validate;
     int (*runs_here)(void);
-} PATHS[] = { /* best first */
+} PATHS[] = {
+/* best first */
 #if defined(__x86_64__)
     {"avx2", gw_validate_avx2, has_avx2},
     {"sse2", gw_validate_sse2, always},

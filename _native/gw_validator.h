@@ -1,4 +1,4 @@
-/* gw_validator.h - one pass over one telemetry event (DESIGN: HTTP, the event table).
+/* gw_validator.h - one pass over one telemetry event (docs/http.md has the event table).
  *
  * Contract
  *   gw_validate() reads exactly `body_bytes` bytes, never one more, builds no tree, allocates nothing, does not
@@ -19,7 +19,7 @@
  *
  * `offset` is the first byte of the key (its quote) or value that broke the rule. For malformed_json it is the byte at
  * which the grammar breaks, `body_bytes` if the body ends too early; of an escape, UTF-8 sequence or literal that is
- * ill-formed or cut off, and of a number in `payload` beyond the double range, the first byte.
+ * not allowed or cut off, and of a number in `payload` beyond the double range, the first byte.
  *
  * Readings of the rules
  *   - An escaped spelling is the same string everywhere: "\u006detrics" is metrics, "\u0061" and "a" are duplicates,
@@ -28,6 +28,8 @@
  *     other number is RFC 8259 within double range, decided exactly: what rounds to a finite double is accepted,
  *     from 1.797693134862315807...e308 (the midpoint to 2^1024) on it is refused, underflow is 0. In `metrics` that is
  *     bad_metric_value, in `payload` malformed_json.
+ *   - Characters: any Unicode scalar value, U+0000 and U+007F included, but no noncharacters (U+FDD0 ... U+FDEF and the
+ *     last two of each plane), as UTF-8 or escaped: RFC 7493, 2.1, is stricter than RFC 8259 here.
  *   - ts: RFC 3339 date-time by its grammar, any number of fraction digits. `t` and `z` may be small, as its grammar
  *     says; a space for the T may not. Years 0000-9999, days of the Gregorian calendar, offsets to +-23:59, -00:00
  *     included. Hour 24 and second 60 are refused (no leap seconds).
@@ -44,7 +46,7 @@ enum {
     GW_MEMBERS_MAX = 1024, /* object members in one document, at all depths together */
     GW_METRICS_MAX = 32,
     GW_TAGS_MAX = 16,
-    GW_NAME_BYTES_MAX = 32, /* a key of metrics or tags, after unescaping */
+    GW_NAME_BYTES_MAX = 32,       /* a key of metrics or tags, after unescaping */
     GW_TAG_VALUE_BYTES_MAX = 128, /* after unescaping */
     GW_PAYLOAD_DEPTH_MAX = 32,    /* counted inside payload; a scalar is 0 */
     GW_DEVICE_ID_BYTES_MAX = 64
@@ -68,13 +70,13 @@ enum gw_field {
 };
 
 typedef struct gw_verdict {
-    uint16_t code;         /* enum gw_code; 0: valid */
-    uint8_t field;         /* enum gw_field */
-    uint8_t flags;         /* GW_EVENT_HAS_*; 0 if refused */
-    uint32_t offset;       /* byte offset in the body of the first byte that broke the rule */
-    uint32_t field_offset; /* inner key the rule is about (metrics.X, tags.X, unknown field); 0: none */
-    uint32_t field_bytes;  /* as written, quotes excluded */
-    uint32_t object_offset; /* of the opening brace: the publisher splices "ts" behind it */
+    uint16_t code;                /* enum gw_code; 0: valid */
+    uint8_t field;                /* enum gw_field */
+    uint8_t flags;                /* GW_EVENT_HAS_*; 0 if refused */
+    uint32_t offset;              /* byte offset in the body of the first byte that broke the rule */
+    uint32_t field_offset;        /* inner key the rule is about (metrics.X, tags.X, unknown field); 0: none */
+    uint32_t field_bytes;         /* as written, quotes excluded */
+    uint32_t object_offset;       /* of the opening brace: the publisher splices "ts" behind it */
     uint32_t ts_offset, ts_bytes; /* inside the quotes */
     uint64_t seq, boot;
 } gw_verdict;

@@ -48,11 +48,11 @@ static uint64_t hash_escaped(const uint64_t key[2], const uint8_t *text, size_t 
 }
 
 /* Puts a key of `object` into the table; 0 if it was there. At most half of the slots are ever taken. */
-static int table_add(gw_keys *keys, const struct gw_object *object, const gw_key *key)
+static int table_add(gw_keys *keys, const gw_object *object, const gw_key *key)
 {
     const uint8_t *text = keys->body + key->offset;
-    const uint64_t hash = key->saved ? hash_escaped(object->hash_key, text, key->bytes)
-                                     : gw_siphash(object->hash_key, text, key->bytes);
+    const uint64_t hash =
+        key->saved ? hash_escaped(object->hash_key, text, key->bytes) : gw_siphash(object->hash_key, text, key->bytes);
     uint32_t at = (uint32_t)hash & (GW_KEYS_SLOTS - 1);
     for (; keys->slot[at] != 0; at = (at + 1) & (GW_KEYS_SLOTS - 1)) {
         const struct gw_entry *entry = &keys->entry[keys->slot[at] - 1];
@@ -65,7 +65,7 @@ static int table_add(gw_keys *keys, const struct gw_object *object, const gw_key
 }
 
 /* The object outgrows its linear part: its keys so far are known to differ. */
-static void move_to_table(gw_keys *keys, struct gw_object *object)
+static void move_to_table(gw_keys *keys, gw_object *object)
 {
     if (keys->entries == 0)
         memset(keys->slot, 0, sizeof keys->slot);
@@ -77,25 +77,28 @@ static void move_to_table(gw_keys *keys, struct gw_object *object)
         table_add(keys, object, &object->key[i]);
 }
 
-int gw_keys_add(gw_keys *keys, uint32_t depth, const uint8_t *at, size_t bytes, size_t saved)
+uint64_t gw_head_escaped(const uint8_t *text, size_t bytes)
 {
-    struct gw_object *object = &keys->object[depth];
-    const gw_key key = {(uint32_t)(at - keys->body), (uint32_t)bytes, (uint32_t)saved};
+    uint64_t head = 0;
+    gw_unescaper walk = gw_unescaper_of(text, bytes);
+    for (int shift = 0, byte; shift < 64 && (byte = gw_unescaper_next(&walk)) >= 0; shift += 8)
+        head |= (uint64_t)byte << shift;
+    return head;
+}
+
+int gw_keys_add_slowly(gw_keys *keys, gw_object *object, const gw_key *key, uint64_t head, uint64_t bit)
+{
     const uint32_t count = object->count++;
     if (count < GW_KEYS_LINEAR) {
-        const uint64_t head = gw_head(at, bytes, keys->end);
-        for (uint32_t i = 0; i < count; i++) {
-            const gw_key *other = &object->key[i];
-            if ((saved | other->saved) == 0 && (other->bytes != bytes || object->head[i] != head))
-                continue;
-            if (keys_equal(keys->body, other, &key))
+        for (uint32_t i = 0; i < count; i++)
+            if (object->head[i] == head && keys_equal(keys->body, &object->key[i], key))
                 return 0;
-        }
+        object->filter |= bit;
         object->head[count] = head;
-        object->key[count] = key;
+        object->key[count] = *key;
         return 1;
     }
     if (count == GW_KEYS_LINEAR)
         move_to_table(keys, object);
-    return table_add(keys, object, &key);
+    return table_add(keys, object, key);
 }

@@ -56,25 +56,27 @@ static __attribute__((noinline, cold)) int begins_value(uint8_t c)
 /* ------------------------------------------------------------------------------------------------ tokens */
 
 /* Skips whitespace and makes sure of a byte at p. */
-#define GW_NEXT()                                          \
-    do {                                                   \
-        if (GW_UNLIKELY(p == end || *p <= ' ')) {          \
-            if (p < end)                                   \
-                p = scan_space(body, p, end);              \
-            if (p == end)                                  \
-                return malformed(s, end);                  \
-        }                                                  \
+#define GW_NEXT()                                 \
+    do {                                          \
+        if (GW_UNLIKELY(p == end || *p <= ' ')) { \
+            if (p < end)                          \
+                p = scan_space(body, p, end);     \
+            if (p == end)                         \
+                return malformed(s, end);         \
+        }                                         \
     } while (0)
 
-#define GW_EXPECT(byte)                                    \
-    do {                                                   \
-        GW_NEXT();                                         \
-        if (GW_UNLIKELY(*p != (byte)))                     \
-            return malformed(s, p);                        \
-        p++;                                               \
+#define GW_EXPECT(byte)                              \
+    do {                                             \
+        if (GW_UNLIKELY(p == end || *p != (byte))) { \
+            GW_NEXT();                               \
+            if (*p != (byte))                        \
+                return malformed(s, p);              \
+        }                                            \
+        p++;                                         \
     } while (0)
 
-/* Length of the UTF-8 sequence at p (a byte >= 0x80), 0 if it is ill-formed: RFC 3629, section 4. */
+/* Length of the UTF-8 sequence at p (a byte >= 0x80), 0 if it is ill-formed (RFC 3629, section 4) or a noncharacter. */
 GW_INLINE unsigned utf8_bytes(const uint8_t *p, const uint8_t *end)
 {
     const uint8_t c = p[0];
@@ -84,40 +86,80 @@ GW_INLINE unsigned utf8_bytes(const uint8_t *p, const uint8_t *end)
     if (c < 0xF0) {
         if (left < 3 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80)
             return 0;
-        return (c == 0xE0 && p[1] < 0xA0) || (c == 0xED && p[1] >= 0xA0) ? 0 : 3;
+        if ((c == 0xE0 && p[1] < 0xA0) || (c == 0xED && p[1] >= 0xA0)) /* overlong; surrogate */
+            return 0;
+        if (c == 0xEF && ((p[1] == 0xBF && p[2] >= 0xBE) || (p[1] == 0xB7 && p[2] >= 0x90 && p[2] <= 0xAF)))
+            return 0; /* U+FFFE, U+FFFF; U+FDD0 ... U+FDEF */
+        return 3;
     }
     if (c > 0xF4 || left < 4 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80 || (p[3] & 0xC0) != 0x80)
         return 0;
-    return (c == 0xF0 && p[1] < 0x90) || (c == 0xF4 && p[1] >= 0x90) ? 0 : 4;
+    if ((c == 0xF0 && p[1] < 0x90) || (c == 0xF4 && p[1] >= 0x90)) /* overlong; beyond U+10FFFF */
+        return 0;
+    return (p[1] & 0x0F) == 0x0F && p[2] == 0xBF && p[3] >= 0xBE ? 0 : 4; /* U+nFFFE, U+nFFFF */
 }
 
-/* The rest of a string from its first byte that is not plain: escapes and UTF-8. Adds to `saved`. */
+/* Past an escape or a run of UTF-8 at p, which is at a byte that is neither plain nor a quote. Adds to `saved`. */
+GW_INLINE const uint8_t *special_end(struct pass *s, const uint8_t *p, size_t *saved)
+{
+    const uint8_t *const end = s->end;
+    if (*p >= 0x80) {
+        do {
+            const unsigned bytes = utf8_bytes(p, end);
+            if (GW_UNLIKELY(bytes == 0))
+                return malformed(s, p);
+            p += bytes;
+        } while (p < end && *p >= 0x80);
+        return p;
+    }
+    if (*p != '\\') /* a control character */
+        return malformed(s, p);
+    if (end - p >= 2 && gw_is_short_escape(p[1])) {
+        *saved += 1;
+        return p + 2;
+    }
+    unsigned fewer;
+    const unsigned bytes = gw_unit_escape_bytes(p, end, &fewer);
+    if (GW_UNLIKELY(bytes == 0))
+        return malformed(s, p);
+    *saved += fewer;
+    return p + bytes;
+}
+
+/* The rest of a string that is not all plain; p may be anywhere in it, but not inside an escape or a UTF-8 sequence.
+ * Stops are taken from one mask as long as it lasts: looking from each stop for the next would make every step wait for
+ * the one before. */
 static __attribute__((noinline)) GW_TARGET const uint8_t *string_rest(struct pass *s, const uint8_t *p, size_t *saved)
 {
     const uint8_t *const body = s->body, *const end = s->end;
     size_t shorter = 0;
-    while (p < end) {
+    while (end - p >= GW_WIDTH) {
+        const uint8_t *const block = p;
+        p += GW_WIDTH;
+        for (uint64_t mask = mask_plain(block); mask;) {
+            const uint8_t *stop = block + __builtin_ctzll(mask) / GW_MASK_BITS;
+            if (*stop == '"') {
+                *saved = shorter;
+                return stop;
+            }
+            stop = special_end(s, stop, &shorter);
+            if (GW_UNLIKELY(stop == NULL))
+                return NULL;
+            if (stop >= p) {
+                p = stop;
+                break;
+            }
+            mask &= ~0ull << (GW_MASK_BITS * (stop - block));
+        }
+    }
+    while ((p = scan_plain(body, p, end)) < end) {
         if (*p == '"') {
             *saved = shorter;
             return p;
         }
-        if (*p >= 0x80) {
-            const unsigned bytes = utf8_bytes(p, end);
-            if (bytes == 0)
-                return malformed(s, p);
-            p += bytes;
-        } else if (*p == '\\') {
-            unsigned fewer;
-            const unsigned bytes = gw_escape_bytes(p, end, &fewer);
-            if (bytes == 0)
-                return malformed(s, p);
-            shorter += fewer;
-            p += bytes;
-        } else if (*p < 0x20) {
-            return malformed(s, p);
-        } else {
-            p = scan_plain(body, p, end);
-        }
+        p = special_end(s, p, &shorter);
+        if (GW_UNLIKELY(p == NULL))
+            return NULL;
     }
     return malformed(s, end);
 }
@@ -227,7 +269,7 @@ GW_INLINE const uint8_t *flat_object(struct pass *s, const uint8_t *p, const enu
             for (size_t i = 0; i < name_bytes; i++)
                 well_named &= !stops_name(spare[i]);
         }
-        if (GW_UNLIKELY(!well_named || name_bytes - 1 >= GW_NAME_BYTES_MAX || name[0] < 'a'|| name[0] > 'z'))
+        if (GW_UNLIKELY(!well_named || name_bytes - 1 >= GW_NAME_BYTES_MAX || name[0] < 'a' || name[0] > 'z'))
             return refuse_key(s, metrics ? GW_CODE_BAD_METRIC_KEY : GW_CODE_BAD_TAG_KEY, field, quote, key, key_bytes);
         if (GW_UNLIKELY(!gw_names_add(names, name, name_bytes, limit_of_name)))
             return refuse_key(s, GW_CODE_DUPLICATE_KEY, field, quote, key, key_bytes);
@@ -327,6 +369,7 @@ GW_INLINE const uint8_t *payload(struct pass *s, const uint8_t *p, const uint64_
     uint64_t objects = 0; /* one bit for each open container, innermost lowest: 1 for an object */
     uint32_t depth = 0;
     gw_keys *const keys = &s->keys;
+    gw_object *object = NULL; /* the open object at `depth`, if it is one */
     gw_keys_begin(keys, body, end, hash_key);
 
 value: /* p is at its first byte */
@@ -339,7 +382,8 @@ value: /* p is at its first byte */
         p++;
         goto behind_value;
     }
-    case '-': case '0': case '1': case '2': case '3': case '4': case '5': case '6': case '7': case '8': case '9': {
+    case '-':
+    case '0' ... '9': {
         const uint8_t *const number = p;
         int wide;
         p = number_end(s, p, &wide);
@@ -349,7 +393,9 @@ value: /* p is at its first byte */
             return malformed(s, number);
         goto behind_value;
     }
-    case 't': case 'f': case 'n':
+    case 't':
+    case 'f':
+    case 'n':
         p = literal_end(s, p);
         if (GW_UNLIKELY(p == NULL))
             return NULL;
@@ -367,7 +413,7 @@ value: /* p is at its first byte */
             goto close;
         }
         objects |= 1;
-        gw_keys_open_object(keys, depth);
+        object = gw_keys_open_object(keys, depth);
         GW_NEXT();
         if (*p != '}')
             goto key;
@@ -376,7 +422,7 @@ value: /* p is at its first byte */
         return malformed(s, p);
     }
 
-key: { /* p is where its opening quote must be */
+key : { /* p is where its opening quote must be */
     if (GW_UNLIKELY(*p != '"'))
         return malformed(s, p);
     const uint8_t *const quote = p;
@@ -386,7 +432,7 @@ key: { /* p is where its opening quote must be */
         return NULL;
     if (GW_UNLIKELY(++s->members > GW_MEMBERS_MAX))
         return refuse(s, GW_CODE_TOO_MANY_MEMBERS, GW_FIELD_NONE, quote);
-    if (GW_UNLIKELY(!gw_keys_add(keys, depth, quote + 1, (size_t)(p - quote - 1), saved)))
+    if (GW_UNLIKELY(!gw_keys_add(keys, object, quote + 1, (size_t)(p - quote - 1), saved)))
         return refuse(s, GW_CODE_DUPLICATE_KEY, GW_FIELD_PAYLOAD, quote);
     p++;
     GW_EXPECT(':');
@@ -398,6 +444,7 @@ close: /* p is at the closing brace or bracket, which is the right one */
     p++;
     depth--;
     objects >>= 1;
+    object = &keys->object[depth];
 
 behind_value:
     if (depth == 0)
@@ -419,18 +466,25 @@ behind_value:
 GW_INLINE enum gw_field field_of(const uint8_t *key, size_t bytes)
 {
     switch (bytes) {
-    case 2: return memcmp(key, "ts", 2) == 0 ? GW_FIELD_TS : GW_FIELD_UNKNOWN;
-    case 3: return memcmp(key, "seq", 3) == 0 ? GW_FIELD_SEQ : GW_FIELD_UNKNOWN;
-    case 4: return memcmp(key, "tags", 4) == 0 ? GW_FIELD_TAGS :
-                   memcmp(key, "boot", 4) == 0 ? GW_FIELD_BOOT : GW_FIELD_UNKNOWN;
-    case 7: return memcmp(key, "metrics", 7) == 0 ? GW_FIELD_METRICS :
-                   memcmp(key, "payload", 7) == 0 ? GW_FIELD_PAYLOAD : GW_FIELD_UNKNOWN;
-    default: return GW_FIELD_UNKNOWN;
+    case 2:
+        return memcmp(key, "ts", 2) == 0 ? GW_FIELD_TS : GW_FIELD_UNKNOWN;
+    case 3:
+        return memcmp(key, "seq", 3) == 0 ? GW_FIELD_SEQ : GW_FIELD_UNKNOWN;
+    case 4:
+        return memcmp(key, "tags", 4) == 0   ? GW_FIELD_TAGS
+               : memcmp(key, "boot", 4) == 0 ? GW_FIELD_BOOT
+                                             : GW_FIELD_UNKNOWN;
+    case 7:
+        return memcmp(key, "metrics", 7) == 0   ? GW_FIELD_METRICS
+               : memcmp(key, "payload", 7) == 0 ? GW_FIELD_PAYLOAD
+                                                : GW_FIELD_UNKNOWN;
+    default:
+        return GW_FIELD_UNKNOWN;
     }
 }
 
 static __attribute__((noinline)) GW_TARGET enum gw_field field_of_escaped(const uint8_t *key, size_t key_bytes,
-                                                                         size_t saved)
+                                                                          size_t saved)
 {
     uint8_t name[sizeof "metrics"];
     if (key_bytes - saved > sizeof name)
@@ -462,8 +516,8 @@ GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key)
             const size_t key_bytes = (size_t)(close - key);
             if (GW_UNLIKELY(++s->members > GW_MEMBERS_MAX))
                 return refuse(s, GW_CODE_TOO_MANY_MEMBERS, GW_FIELD_NONE, quote);
-            const enum gw_field field = GW_LIKELY(saved == 0) ? field_of(key, key_bytes)
-                                                              : field_of_escaped(key, key_bytes, saved);
+            const enum gw_field field =
+                GW_LIKELY(saved == 0) ? field_of(key, key_bytes) : field_of_escaped(key, key_bytes, saved);
             if (GW_UNLIKELY(field == GW_FIELD_UNKNOWN))
                 return refuse_key(s, GW_CODE_UNKNOWN_FIELD, field, quote, key, key_bytes);
             if (GW_UNLIKELY(seen & 1u << field))
@@ -473,12 +527,24 @@ GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key)
             GW_EXPECT(':');
             GW_NEXT();
             switch (field) {
-            case GW_FIELD_METRICS: p = flat_object(s, p, GW_FIELD_METRICS); break;
-            case GW_FIELD_TAGS: p = flat_object(s, p, GW_FIELD_TAGS); break;
-            case GW_FIELD_TS: p = timestamp(s, p); break;
-            case GW_FIELD_SEQ: p = counter(s, p, GW_FIELD_SEQ); break;
-            case GW_FIELD_BOOT: p = counter(s, p, GW_FIELD_BOOT); break;
-            default: p = payload(s, p, hash_key); break;
+            case GW_FIELD_METRICS:
+                p = flat_object(s, p, GW_FIELD_METRICS);
+                break;
+            case GW_FIELD_TAGS:
+                p = flat_object(s, p, GW_FIELD_TAGS);
+                break;
+            case GW_FIELD_TS:
+                p = timestamp(s, p);
+                break;
+            case GW_FIELD_SEQ:
+                p = counter(s, p, GW_FIELD_SEQ);
+                break;
+            case GW_FIELD_BOOT:
+                p = counter(s, p, GW_FIELD_BOOT);
+                break;
+            default:
+                p = payload(s, p, hash_key);
+                break;
             }
             if (GW_UNLIKELY(p == NULL))
                 return NULL;
@@ -501,14 +567,14 @@ GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key)
 }
 
 /* Defines the entry of this path. */
-#define GW_PASS(name)                                                                                          \
-    GW_TARGET int gw_validate_##name(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2],       \
-                                     gw_verdict *verdict)                                                      \
-    {                                                                                                          \
-        struct pass s;                                                                                         \
-        s.body = body, s.end = body + body_bytes, s.verdict = verdict, s.members = 0;                          \
-        document(&s, hash_key);                                                                                \
-        return verdict->code;                                                                                  \
+#define GW_PASS(name)                                                                                    \
+    GW_TARGET int gw_validate_##name(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2], \
+                                     gw_verdict *verdict)                                                \
+    {                                                                                                    \
+        struct pass s;                                                                                   \
+        s.body = body, s.end = body + body_bytes, s.verdict = verdict, s.members = 0;                    \
+        document(&s, hash_key);                                                                          \
+        return verdict->code;                                                                            \
     }
 
 #endif

@@ -1,7 +1,7 @@
 /* gw_validator_scan.h - finding the next byte that matters, one backend for each instruction set.
  *
  * Contract
- *   scan_plain(begin, p, end)  first byte at or behind p that ends a run of plain string text: '"', '\', < 0x20, >= 0x80
+ *   scan_plain(begin, p, end)  first byte from p on that ends a run of plain string text: '"', '\', < 0x20, >= 0x80
  *   scan_space(begin, p, end)  first byte that is not space, tab, LF or CR
  *   scan_name(begin, p, end)   first byte that is not of [a-z0-9_]
  *   Each returns `end` when there is none. No byte outside [begin, end) is read: what is left of less than a vector
@@ -43,7 +43,7 @@ static inline int stops_name(uint8_t c)
 #if defined(GW_SCAN_PORTABLE) /* eight bytes in a register; no carry crosses a byte */
 
 enum { GW_WIDTH = 8, GW_MASK_BITS = 8 };
-#define GW_BYTES(c) ((uint64_t)(c) * 0x0101010101010101ull)
+#define GW_BYTES(c) ((uint64_t)(c)*0x0101010101010101ull)
 #define GW_HIGH GW_BYTES(0x80)
 
 /* High bit of each byte of `low` (all < 0x80) that is >= n. */
@@ -52,8 +52,8 @@ enum { GW_WIDTH = 8, GW_MASK_BITS = 8 };
 GW_INLINE uint64_t mask_plain(const uint8_t *p)
 {
     const uint64_t x = gw_load64(p), low = x & ~GW_HIGH;
-    const uint64_t text = GW_AT_LEAST(low, 0x20) & GW_AT_LEAST(low ^ GW_BYTES('"'), 1) &
-                          GW_AT_LEAST(low ^ GW_BYTES('\\'), 1);
+    const uint64_t text =
+        GW_AT_LEAST(low, 0x20) & GW_AT_LEAST(low ^ GW_BYTES('"'), 1) & GW_AT_LEAST(low ^ GW_BYTES('\\'), 1);
     return (~text | x) & GW_HIGH;
 }
 
@@ -61,7 +61,9 @@ GW_INLINE uint64_t mask_space(const uint8_t *p)
 {
     const uint64_t x = gw_load64(p), low = x & ~GW_HIGH;
     return ((GW_AT_LEAST(low ^ GW_BYTES(' '), 1) & GW_AT_LEAST(low ^ GW_BYTES('\n'), 1) &
-             GW_AT_LEAST(low ^ GW_BYTES('\r'), 1) & GW_AT_LEAST(low ^ GW_BYTES('\t'), 1)) | x) & GW_HIGH;
+             GW_AT_LEAST(low ^ GW_BYTES('\r'), 1) & GW_AT_LEAST(low ^ GW_BYTES('\t'), 1)) |
+            x) &
+           GW_HIGH;
 }
 
 GW_INLINE uint64_t mask_name(const uint8_t *p)
@@ -82,18 +84,18 @@ GW_INLINE uint64_t mask_plain(const uint8_t *p)
 {
     const __m128i x = _mm_loadu_si128((const __m128i *)p);
     /* The comparison is signed, so that it finds bytes >= 0x80 as well as control characters. */
-    const __m128i stop = _mm_or_si128(_mm_cmplt_epi8(x, _mm_set1_epi8(0x20)),
-                                      _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8('"')),
-                                                   _mm_cmpeq_epi8(x, _mm_set1_epi8('\\'))));
+    const __m128i stop =
+        _mm_or_si128(_mm_cmplt_epi8(x, _mm_set1_epi8(0x20)),
+                     _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8('"')), _mm_cmpeq_epi8(x, _mm_set1_epi8('\\'))));
     return (uint32_t)_mm_movemask_epi8(stop);
 }
 
 GW_INLINE uint64_t mask_space(const uint8_t *p)
 {
     const __m128i x = _mm_loadu_si128((const __m128i *)p);
-    const __m128i space = _mm_or_si128(
-        _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8(' ')), _mm_cmpeq_epi8(x, _mm_set1_epi8('\n'))),
-        _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8('\r')), _mm_cmpeq_epi8(x, _mm_set1_epi8('\t'))));
+    const __m128i space =
+        _mm_or_si128(_mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8(' ')), _mm_cmpeq_epi8(x, _mm_set1_epi8('\n'))),
+                     _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8('\r')), _mm_cmpeq_epi8(x, _mm_set1_epi8('\t'))));
     return (uint32_t)_mm_movemask_epi8(space) ^ 0xFFFFu;
 }
 
@@ -107,8 +109,8 @@ GW_INLINE __m128i between(__m128i x, int first, int last)
 GW_INLINE uint64_t mask_name(const uint8_t *p)
 {
     const __m128i x = _mm_loadu_si128((const __m128i *)p);
-    const __m128i name = _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8('_')),
-                                      _mm_or_si128(between(x, 'a', 'z'), between(x, '0', '9')));
+    const __m128i name =
+        _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8('_')), _mm_or_si128(between(x, 'a', 'z'), between(x, '0', '9')));
     return (uint32_t)_mm_movemask_epi8(name) ^ 0xFFFFu;
 }
 
@@ -120,9 +122,9 @@ enum { GW_WIDTH = 32, GW_MASK_BITS = 1 };
 GW_INLINE uint64_t mask_plain(const uint8_t *p)
 {
     const __m256i x = _mm256_loadu_si256((const __m256i *)p);
-    const __m256i stop = _mm256_or_si256(_mm256_cmpgt_epi8(_mm256_set1_epi8(0x20), x),
-                                         _mm256_or_si256(_mm256_cmpeq_epi8(x, _mm256_set1_epi8('"')),
-                                                         _mm256_cmpeq_epi8(x, _mm256_set1_epi8('\\'))));
+    const __m256i stop = _mm256_or_si256(
+        _mm256_cmpgt_epi8(_mm256_set1_epi8(0x20), x),
+        _mm256_or_si256(_mm256_cmpeq_epi8(x, _mm256_set1_epi8('"')), _mm256_cmpeq_epi8(x, _mm256_set1_epi8('\\'))));
     return (uint32_t)_mm256_movemask_epi8(stop);
 }
 
@@ -186,23 +188,23 @@ GW_INLINE uint64_t mask_name(const uint8_t *p)
 #error "define one of GW_SCAN_PORTABLE, GW_SCAN_SSE2, GW_SCAN_AVX2, GW_SCAN_NEON"
 #endif
 
-#define GW_SCAN(name)                                                                                       \
-    GW_INLINE const uint8_t *scan_##name(const uint8_t *begin, const uint8_t *p, const uint8_t *end)        \
-    {                                                                                                       \
-        for (; end - p >= GW_WIDTH; p += GW_WIDTH) {                                                        \
-            const uint64_t mask = mask_##name(p);                                                           \
-            if (mask)                                                                                       \
-                return p + __builtin_ctzll(mask) / GW_MASK_BITS;                                            \
-        }                                                                                                   \
-        if (p == end)                                                                                       \
-            return end;                                                                                     \
-        if (GW_LIKELY(end - begin >= GW_WIDTH)) {                                                           \
-            const uint64_t mask = mask_##name(end - GW_WIDTH) >> (GW_MASK_BITS * (GW_WIDTH - (end - p)));   \
-            return mask ? p + __builtin_ctzll(mask) / GW_MASK_BITS : end;                                   \
-        }                                                                                                   \
-        while (p < end && !stops_##name(*p))                                                                \
-            p++;                                                                                            \
-        return p;                                                                                           \
+#define GW_SCAN(name)                                                                                     \
+    GW_INLINE const uint8_t *scan_##name(const uint8_t *begin, const uint8_t *p, const uint8_t *end)      \
+    {                                                                                                     \
+        for (; end - p >= GW_WIDTH; p += GW_WIDTH) {                                                      \
+            const uint64_t mask = mask_##name(p);                                                         \
+            if (mask)                                                                                     \
+                return p + __builtin_ctzll(mask) / GW_MASK_BITS;                                          \
+        }                                                                                                 \
+        if (p == end)                                                                                     \
+            return end;                                                                                   \
+        if (GW_LIKELY(end - begin >= GW_WIDTH)) {                                                         \
+            const uint64_t mask = mask_##name(end - GW_WIDTH) >> (GW_MASK_BITS * (GW_WIDTH - (end - p))); \
+            return mask ? p + __builtin_ctzll(mask) / GW_MASK_BITS : end;                                 \
+        }                                                                                                 \
+        while (p < end && !stops_##name(*p))                                                              \
+            p++;                                                                                          \
+        return p;                                                                                         \
     }
 
 GW_SCAN(plain)

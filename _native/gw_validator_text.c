@@ -9,50 +9,36 @@ static const char THRESHOLD[] =
 enum { THRESHOLD_DIGITS = 309 };
 _Static_assert(sizeof THRESHOLD - 1 == THRESHOLD_DIGITS, "the threshold has 309 digits");
 
-static int hex_value(uint8_t c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
+/* The value of a hexadecimal digit plus one, 0 for anything else. */
+static const uint8_t HEX[256] = {
+    ['0'] = 1,  ['1'] = 2,  ['2'] = 3,  ['3'] = 4,  ['4'] = 5,  ['5'] = 6,  ['6'] = 7,  ['7'] = 8,
+    ['8'] = 9,  ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
+    ['A'] = 11, ['B'] = 12, ['C'] = 13, ['D'] = 14, ['E'] = 15, ['F'] = 16,
+};
 
-/* The code unit of \uXXXX at `p`, or -1. */
-static int32_t unit_value(const uint8_t *p, const uint8_t *end)
+/* The code unit of \uXXXX at `p`, or negative. */
+static inline int32_t unit_value(const uint8_t *p, const uint8_t *end)
 {
     if (end - p < 6 || p[0] != '\\' || p[1] != 'u')
         return -1;
-    int32_t unit = 0;
-    for (int i = 2; i < 6; i++) {
-        int digit = hex_value(p[i]);
-        if (digit < 0)
-            return -1;
-        unit = unit << 4 | digit;
-    }
-    return unit;
+    const int32_t a = HEX[p[2]] - 1, b = HEX[p[3]] - 1, c = HEX[p[4]] - 1, d = HEX[p[5]] - 1;
+    return (a | b | c | d) < 0 ? -1 : a << 12 | b << 8 | c << 4 | d;
 }
 
-unsigned gw_escape_bytes(const uint8_t *p, const uint8_t *end, unsigned *saved)
+unsigned gw_unit_escape_bytes(const uint8_t *p, const uint8_t *end, unsigned *saved)
 {
-    if (end - p < 2)
-        return 0;
-    switch (p[1]) {
-    case '"': case '\\': case '/': case 'b': case 'f': case 'n': case 'r': case 't':
-        *saved = 1;
-        return 2;
-    case 'u':
-        break;
-    default:
-        return 0;
-    }
-    int32_t unit = unit_value(p, end);
+    const int32_t unit = unit_value(p, end);
     if (unit < 0 || (unit >= 0xDC00 && unit <= 0xDFFF))
         return 0;
     if (unit >= 0xD800 && unit <= 0xDBFF) {
-        int32_t low = unit_value(p + 6, end);
+        const int32_t low = unit_value(p + 6, end);
         *saved = 12 - 4;
-        return low >= 0xDC00 && low <= 0xDFFF ? 12 : 0;
+        /* The last two characters of a plane are noncharacters: the low surrogate is one of the last two, and the high
+         * one ends with six bits all ones. */
+        return low >= 0xDC00 && low <= 0xDFFF && !((unit & 0x3F) == 0x3F && low >= 0xDFFE) ? 12 : 0;
     }
+    if (unit >= 0xFFFE || (unit >= 0xFDD0 && unit <= 0xFDEF)) /* noncharacters */
+        return 0;
     *saved = 6 - (unit < 0x80 ? 1 : unit < 0x800 ? 2 : 3);
     return 6;
 }
@@ -73,12 +59,18 @@ int gw_unescaper_next(gw_unescaper *walk)
     if (letter != 'u') {
         walk->at += 2;
         switch (letter) {
-        case 'b': return '\b';
-        case 'f': return '\f';
-        case 'n': return '\n';
-        case 'r': return '\r';
-        case 't': return '\t';
-        default: return letter;
+        case 'b':
+            return '\b';
+        case 'f':
+            return '\f';
+        case 'n':
+            return '\n';
+        case 'r':
+            return '\r';
+        case 't':
+            return '\t';
+        default:
+            return letter;
         }
     }
     uint32_t code = (uint32_t)unit_value(walk->at, walk->end);
@@ -184,9 +176,9 @@ int gw_timestamp_ok(const uint8_t *text, size_t bytes)
      *  YYYY-MM-DDTHH:MM:SS[.d+](Z|+hh:mm)    words at 0, 8 and 11 cover all nineteen */
     if (bytes < 20)
         return 0;
-    const uint64_t date = gw_load64(text) ^ 0x2d30302d30303030ull;                             /* 0000-00- */
-    const uint64_t middle = (gw_load64(text + 8) ^ 0x30303a3030543030ull) & ~0x200000ull;      /* 00T00:00, t too */
-    const uint64_t time = gw_load64(text + 11) ^ 0x30303a30303a3030ull;                        /* 00:00:00 */
+    const uint64_t date = gw_load64(text) ^ 0x2d30302d30303030ull;                        /* 0000-00- */
+    const uint64_t middle = (gw_load64(text + 8) ^ 0x30303a3030543030ull) & ~0x200000ull; /* 00T00:00, t too */
+    const uint64_t time = gw_load64(text + 11) ^ 0x30303a30303a3030ull;                   /* 00:00:00 */
     if (misfits(date, 0x7f76767f76767676ull) | misfits(middle, 0x76767f76767f7676ull) |
         misfits(time, 0x76767f76767f7676ull))
         return 0;

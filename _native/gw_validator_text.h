@@ -24,7 +24,7 @@ static inline uint64_t gw_load64(const uint8_t *p)
 /* Walks the unescaped UTF-8 bytes of a string. */
 typedef struct gw_unescaper {
     const uint8_t *at, *end;
-    uint32_t pending;       /* bytes of a character that was written as \uXXXX, next one lowest */
+    uint32_t pending; /* bytes of a character that was written as \uXXXX, next one lowest */
     uint32_t pending_bytes;
 } gw_unescaper;
 
@@ -39,9 +39,18 @@ int gw_unescaper_next(gw_unescaper *walk);
 /* Copies the unescaped bytes; the caller knows their number. */
 void gw_unescape(const uint8_t *text, size_t bytes, uint8_t *out);
 
-/* One escape sequence at `p` (a backslash): how many bytes it is written with, 0 if it is not one (unknown letter, bad
- * hex, lone surrogate, cut off by `end`). `saved`: by how many bytes the character itself is shorter. */
-unsigned gw_escape_bytes(const uint8_t *p, const uint8_t *end, unsigned *saved);
+/* The letters behind a backslash that stand for one character. */
+static inline int gw_is_short_escape(uint8_t letter)
+{
+    return letter == '"' || letter == '\\' || letter == '/' ||
+           (letter >= 'b' && letter <= 't' &&
+            ((1u << (letter - 'b')) &
+             (1u << ('b' - 'b') | 1u << ('f' - 'b') | 1u << ('n' - 'b') | 1u << ('r' - 'b') | 1u << ('t' - 'b'))));
+}
+
+/* One \uXXXX, or a pair of them, at `p` (a backslash): how many bytes it is written with, 0 if it is not one (bad hex,
+ * lone surrogate, noncharacter, cut off by `end`). `saved`: by how many bytes the character itself is shorter. */
+unsigned gw_unit_escape_bytes(const uint8_t *p, const uint8_t *end, unsigned *saved);
 
 /* 1 if the number, correctly rounded, is a finite double. Decided exactly, by the digits: it is refused from the
  * midpoint between DBL_MAX and 2^1024 on, which rounds to infinity (ties go to even). */

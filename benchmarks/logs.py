@@ -1,0 +1,104 @@
+"""A real log for the benchmarks that need no server: made, filled and emptied in this process."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.harness import Failed
+
+if TYPE_CHECKING:
+    from gateway._log import Ingest, Log
+
+MIB: Final = 1 << 20
+SINK: Final = "mqtt"
+
+
+def create(directory: Path, capacity_bytes: int) -> Path:
+    """A new log file in `directory`."""
+    from gateway import _log
+
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "gateway.log"
+    path.unlink(missing_ok=True)
+    _log.create(str(path), capacity_bytes)
+    return path
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> "Iterator[tuple[Log, int]]":
+    """The log, recovered and locked, and the descriptor that holds its lock."""
+    from gateway import _log
+
+    lock_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        log = _log.Log.open(str(path), lock_fd, [SINK])
+        try:
+            yield log, lock_fd
+        finally:
+            log.close()
+    finally:
+        os.close(lock_fd)
+
+
+@contextlib.contextmanager
+def ingesting(log: "Log") -> "Iterator[Ingest]":
+    """A worker's way into the log."""
+    from gateway import _log
+
+    ingest = _log.Ingest(log, 0)
+    try:
+        yield ingest
+    finally:
+        ingest.close()
+
+
+def fill(log: "Log", bodies: Iterable[bytes], devices: Sequence[str]) -> int:
+    """Append until the log is full or there are no more bodies; walk and sync. Returns how many."""
+    from gateway import _log
+
+    full = _log.CODES.index("log_full")
+    count, code = 0, 0
+    with ingesting(log) as ingest:
+        for body in bodies:
+            code = ingest.event(devices[count % len(devices)], body, _log.now_ns())
+            if code:
+                break
+            count += 1
+    if code not in (0, full):
+        raise Failed(f"an event was refused: {_log.CODES[code]}")
+    walk(log)
+    return count
+
+
+def walk(log: "Log") -> None:
+    """Move `committed` to the tail and make it durable."""
+    while log.committed < log.tail:
+        before = log.committed
+        if log.follow(before, 1000) == before:
+            raise Failed("the walk over the log does not get on")
+    for _ in range(4):
+        if not log.sync():
+            return
+
+
+def empty(log: "Log") -> None:
+    """Let the sink pass everything, as if it were published, and give the room back."""
+    from gateway import _log
+
+    walk(log)
+    sink = log.sink(SINK)
+    at = log.cursor(sink)
+    passed = log.committed_ordinal - at.ordinal
+    log.set_cursor(
+        sink,
+        _log.Cursor(
+            log.committed, at.ordinal + passed, at.published + passed, at.dead_lettered, at.base
+        ),
+    )
+    for _ in range(4):
+        if not log.sync():
+            break
+    if log.reclaim != log.committed:
+        raise Failed(f"the log was not emptied: reclaim {log.reclaim}, committed {log.committed}")

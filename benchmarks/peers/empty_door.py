@@ -1,0 +1,42 @@
+"""The gateway's own Granian door around an app that accepts all unread: what the door costs.
+
+python -m benchmarks.peers.empty_door PORT WORKERS
+"""
+
+import os
+import signal
+import socket
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from gateway.config import Config
+from gateway.frontends.granian import BACKLOG, Door
+
+
+def _event(device_id: str, body: bytes, started_ns: int) -> int:
+    return 0
+
+
+def main() -> None:
+    """As many processes as workers, on one listening socket."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.bind(("127.0.0.1", int(sys.argv[1])))
+    listening.listen(BACKLOG)
+    for _ in range(int(sys.argv[2]) - 1):
+        if os.fork() == 0:
+            break
+    app: Any = SimpleNamespace(
+        config=Config(),
+        block=0,
+        draining=False,
+        ingest=SimpleNamespace(event=_event),
+    )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Door(app, listening.detach()).serve()
+
+
+if __name__ == "__main__":
+    main()

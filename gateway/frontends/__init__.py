@@ -1,0 +1,1 @@
+"""Front doors: each module here knows one HTTP server, and no other module knows it."""

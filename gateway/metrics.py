@@ -1,0 +1,285 @@
+"""/metrics: one collector over the counters and positions in shared memory.
+
+Every worker can answer for all processes, since nothing is kept in a process. Two kinds of numbers,
+and each HELP says which one it is:
+
+    from the log    accepted, published, dead-lettered, unexplained: ordinals and cursors, persisted
+                    by the committer; they survive restarts and balance exactly
+    counted         everything else: one word a process in shared memory; zero again when the
+                    gateway is started again; a SIGKILL may lose the last increments of a process
+
+The number of series is fixed: labels are reasons, processes, states and bucket bounds, never input.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from prometheus_client import CollectorRegistry, exposition
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from gateway import __version__, _log
+from gateway.process import Recovered
+
+SINK: Final = "mqtt"
+STATES: Final = {_log.RUNNING: "running", _log.DRAINING: "draining", _log.FAILED: "failed"}
+_COUNTED: Final = "Counted since the gateway was started."
+_BOUNDS: Final = [*(repr(bound / 1e9) for bound in _log.HISTOGRAM_BOUNDS_NS), "+Inf"]
+
+
+class Books(NamedTuple):
+    """The books of one sink (FAULTS 5), read in an order in which an event can only be seen as too
+    new."""
+
+    accepted: int
+    published: int
+    dead_lettered: int
+    waiting: int
+    unexplained: int
+
+
+def books(log: _log.Log) -> Books:
+    """Accepted = published + dead-lettered + waiting + unexplained, at about the same moment."""
+    sink = log.sink(SINK)
+    cursor = log.cursor(sink)
+    accepted = log.committed_ordinal
+    return Books(
+        accepted,
+        cursor.published,
+        cursor.dead_lettered,
+        accepted - cursor.ordinal,
+        log.unexplained(sink),
+    )
+
+
+class LogCollector(Collector):
+    """Reads the log's shared memory at each scrape."""
+
+    def __init__(self, log: _log.Log, recovered: Recovered) -> None:
+        self._log = log
+        self._recovered = recovered
+
+    def _total(self, name: str, offset: int = 0) -> int:
+        return self._log.counter_total(_log.COUNTERS[name] + offset)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._events()
+        yield from self._requests()
+        yield from self._log_file()
+        yield from self._mqtt()
+        yield from self._processes()
+
+    def _events(self) -> Iterable[Metric]:
+        now = books(self._log)
+        yield _counter(
+            "gateway_events_received",
+            f"Events whose body arrived whole, accepted or not. {_COUNTED}",
+            self._total("received"),
+        )
+        yield _counter(
+            "gateway_events_accepted",
+            "Events committed in the log since it was made. From the log: survives restarts and"
+            " crashes. While the delivery process is away it stands still, and catches up.",
+            now.accepted,
+        )
+        refused = CounterMetricFamily(
+            "gateway_events_refused",
+            f"Requests refused, by the code of the answer. {_COUNTED}",
+            labels=["code"],
+        )
+        for number, code in enumerate(_log.CODES):
+            if number:
+                refused.add_metric([code], self._total("refused", number))
+        yield refused
+        yield _counter(
+            "gateway_events_published",
+            "Events that the broker acknowledged, since the log was made. From the log: moves"
+            " with the cursor.",
+            now.published,
+        )
+        yield _counter(
+            "gateway_events_dead_lettered",
+            "Events that the broker refused for good and that were set aside, since the log was"
+            " made. From the log.",
+            now.dead_lettered,
+        )
+        yield GaugeMetricFamily(
+            "gateway_events_waiting",
+            "Events committed in the log and not yet published.",
+            now.waiting,
+        )
+        yield GaugeMetricFamily(
+            "gateway_unexplained_events",
+            "Accepted - published - dead-lettered - waiting. Must be 0: anything else is a bug or"
+            " damage.",
+            now.unexplained,
+        )
+
+    def _requests(self) -> Iterable[Metric]:
+        handled = sum(self._total("request_ns", offset) for offset in range(len(_BOUNDS)))
+        yield _counter(
+            "gateway_requests",
+            f"HTTP requests of every kind: events, refusals and pages. {_COUNTED}",
+            handled + self._total("requests"),
+        )
+        yield _counter(
+            "gateway_accepted_bytes",
+            f"Bytes of the bodies of accepted events. {_COUNTED}",
+            self._total("accepted_bytes"),
+        )
+        yield self._histogram(
+            "gateway_request_seconds",
+            f"From the start of a request's handling to its verdict, accepted and refused."
+            f" {_COUNTED}",
+            "request_ns",
+        )
+        yield self._histogram(
+            "gateway_receipt_to_puback_seconds",
+            f"From the receipt of an event to the broker's acknowledgement. {_COUNTED}",
+            "puback_ns",
+        )
+
+    def _log_file(self) -> Iterable[Metric]:
+        log = self._log
+        reclaim, committed, tail = log.reclaim, log.committed, log.tail
+        cursor = log.cursor(log.sink(SINK))
+        yield GaugeMetricFamily(
+            "gateway_log_bytes_used",
+            "Bytes of the log that cannot be written over yet.",
+            max(0, tail - reclaim),
+        )
+        yield GaugeMetricFamily(
+            "gateway_log_capacity_bytes", "Size of the log's ring.", log.capacity_bytes
+        )
+        yield GaugeMetricFamily(
+            "gateway_log_unpublished_bytes",
+            "Bytes of committed records not yet published.",
+            max(0, committed - cursor.lsn),
+        )
+        yield GaugeMetricFamily(
+            "gateway_log_not_durable_bytes",
+            "Bytes of committed records that no fdatasync covers yet.",
+            max(0, committed - log.durable),
+        )
+        yield GaugeMetricFamily(
+            "gateway_log_uncommitted_bytes",
+            "Bytes that producers claimed and the delivery process has not walked over yet.",
+            max(0, tail - committed),
+        )
+        state = GaugeMetricFamily(
+            "gateway_log_state", "1 for the state the log is in.", labels=["state"]
+        )
+        for value, name in STATES.items():
+            state.add_metric([name], int(log.state == value))
+        yield state
+        yield _counter(
+            "gateway_log_syncs",
+            f"fdatasync calls of the committer. {_COUNTED}",
+            self._total("syncs"),
+        )
+        yield _counter(
+            "gateway_log_sync_seconds",
+            f"Time spent in them. {_COUNTED}",
+            self._total("sync_ns") / 1e9,
+        )
+        yield _counter(
+            "gateway_log_pads",
+            f"Holes that dead producers left in the log and that were filled. {_COUNTED}",
+            self._total("pads"),
+        )
+        yield _counter(
+            "gateway_log_killed_stuck",
+            f"Stopped producers that were killed because they held up the log. {_COUNTED}",
+            self._total("killed_stuck"),
+        )
+        yield GaugeMetricFamily(
+            "gateway_log_recovered_torn_bytes",
+            "Found torn when this gateway was started: writes that nobody was promised as durable.",
+            self._recovered.torn_bytes,
+        )
+        yield GaugeMetricFamily(
+            "gateway_log_recovered_corrupt_bytes",
+            "Found damaged below the durable watermark when this gateway was started. Not 0: see"
+            " the start-up log.",
+            self._recovered.corrupt_bytes,
+        )
+
+    def _mqtt(self) -> Iterable[Metric]:
+        for name, counter, text in (
+            (
+                "gateway_mqtt_publish_sent",
+                "publish_sent",
+                "PUBLISH packets written, repeats included.",
+            ),
+            (
+                "gateway_mqtt_publish_repeated",
+                "publish_repeated",
+                "PUBLISH packets of events that were sent before.",
+            ),
+            ("gateway_mqtt_connects", "mqtt_connects", "Connections that the broker accepted."),
+            (
+                "gateway_mqtt_connect_failures",
+                "mqtt_connect_failures",
+                "Attempts to connect that failed.",
+            ),
+            ("gateway_mqtt_disconnects", "mqtt_disconnects", "Connections that ended."),
+            ("gateway_mqtt_negative_acks", "mqtt_negative_acks", "PUBACKs that refused an event."),
+        ):
+            yield _counter(name, f"{text} {_COUNTED}", self._total(counter))
+        yield GaugeMetricFamily(
+            "gateway_mqtt_connected",
+            "1 while connected to the broker.",
+            self._total("mqtt_connected"),
+        )
+        yield GaugeMetricFamily(
+            "gateway_mqtt_in_flight",
+            "Events sent and not yet acknowledged.",
+            self._total("mqtt_in_flight"),
+        )
+
+    def _processes(self) -> Iterable[Metric]:
+        restarts = CounterMetricFamily(
+            "gateway_process_restarts",
+            f"Dead processes that were started again. {_COUNTED}",
+            labels=["process"],
+        )
+        for process in ("worker", "delivery"):
+            restarts.add_metric([process], self._total(f"restarts_{process}"))
+        yield restarts
+        info = GaugeMetricFamily(
+            "gateway_build_info", "1; the label says which version runs.", labels=["version"]
+        )
+        info.add_metric([__version__], 1)
+        yield info
+
+    def _histogram(self, name: str, text: str, counter: str) -> Metric:
+        below = 0
+        buckets = []
+        for offset, bound in enumerate(_BOUNDS):
+            below += self._total(counter, offset)
+            buckets.append((bound, below))
+        total_s = self._total(counter, len(_BOUNDS)) / 1e9
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=total_s)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value)
+
+
+class Exposition:
+    """Renders the collector as Prometheus text, or as OpenMetrics where Accept asks for it."""
+
+    def __init__(self, log: _log.Log, recovered: Recovered) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(LogCollector(log, recovered))
+
+    def render(self, accept: str | None) -> tuple[str, bytes]:
+        """Content type and text."""
+        try:
+            encode, content_type = exposition.choose_encoder(accept or "")
+        except Exception:  # whatever a client may write into Accept
+            logging.getLogger(__name__).debug("Accept could not be read", exc_info=True)
+            encode, content_type = exposition.generate_latest, exposition.CONTENT_TYPE_LATEST
+        return content_type, encode(self._registry)

@@ -1,0 +1,334 @@
+"""One MQTT 5 connection: bytes between the compiled window and a socket, and its deadlines.
+
+    broker ── bytes ──▶ window.feed ──▶ cursor      (compiled; PUBACKs never become objects)
+    broker ◀── bytes ── window.fill ◀── log         (compiled; one transport.write a batch)
+                  │
+                  └─ everything else: CONNACK, PINGRESP, DISCONNECT, refusals ──▶ here, or the owner
+
+Deadlines, one timer for all of them, none that polls:
+- PUBACK: the oldest packet in flight is older than `mqtt.puback_timeout_ms` → lost.
+- Keep-alive (3.1.2.10): PINGREQ when nothing was sent, or nothing came, for the keep-alive;
+  nothing at all for 1.5 × keep-alive → lost. TCP_USER_TIMEOUT does the same for bytes that nobody
+  acknowledges.
+"""
+
+import asyncio
+import enum
+import socket
+import ssl
+import time
+from typing import Final, Protocol, cast
+
+from gateway import mqtt
+from gateway._mqtt import Packet, ProtocolError, View, Window
+from gateway.mqtt import Connack, MqttSettings, printable
+
+LATE_S: Final = 0.5
+"""A timer this late means the process was stopped: what waits in the socket is read first."""
+
+
+class Kind(enum.Enum):
+    """What the loss of a connection asks for."""
+
+    AWAY = "waiting"
+    REFUSED = "refused"
+    TAKEN_OVER = "taken_over"
+
+
+class Lost(Exception):
+    """The connection is over, or never came to be."""
+
+    def __init__(self, reason: str, kind: Kind = Kind.AWAY, suspect: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.kind = kind
+        self.suspect = suspect
+        """The session is not to be trusted: the next CONNECT asks for a clean one."""
+
+
+class Owner(Protocol):
+    """What a link asks of the publisher."""
+
+    @property
+    def client_id(self) -> str: ...
+    def accept(self, link: "Link", connack: Connack) -> int:
+        """CONNACK: obey it and return the keep-alive in seconds, or raise Lost."""
+
+    def refused(self, packet: Packet) -> None:
+        """A PUBACK with an error came; the window holds by itself."""
+
+    def check_held(self, view: View) -> None:
+        """The window holds, in flight or not."""
+
+    def moved(self) -> None:
+        """PUBACKs may have moved the cursor."""
+
+
+class Link(asyncio.Protocol):
+    """One TCP or TLS connection. Hot path: `data_received`, `pump`."""
+
+    def __init__(self, owner: Owner, window: Window, settings: MqttSettings) -> None:
+        loop = asyncio.get_running_loop()
+        self._owner = owner
+        self._loop = loop
+        self._window = window
+        self._settings = settings
+        self._feed, self._fill = self._window.feed, self._window.fill
+        self._transport: asyncio.Transport | None = None
+        self.made = False
+        self.accepted: asyncio.Future[None] = loop.create_future()
+        """The CONNACK was accepted, or Lost."""
+        self.gone: asyncio.Future[Lost] = loop.create_future()
+        """Why the connection ended, once it was open."""
+        self._open = False
+        self._ended = False
+        """Whatever still comes must not reach the window: the next link may have it by now."""
+        self._paused = False
+        self._keep_alive_s = 0.0
+        self._puback_timeout_s = settings.puback_timeout_ms / 1000
+        self._sent_s = self._received_s = time.monotonic()
+        self._pinged = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+
+    # ---- asyncio calls these ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        self.made = True
+        self._set_options()
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        self._received_s = time.monotonic()
+        try:
+            packets = self._feed(data)
+        except ProtocolError as error:
+            self._handle(error.packets)
+            self._violated(str(error))
+            return
+        if packets is not None:
+            self._handle(packets)
+        if self._open:
+            self.pump()
+            self._owner.moved()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self.pump()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.accepted.done():
+            self._lose(self._lost_before_connack(exc))
+            return
+        how = f"failed: {printable(str(exc))}" if exc is not None else "was closed by the broker"
+        self._lose(Lost(f"the connection {how}"))
+
+    def _lost_before_connack(self, exc: Exception | None) -> Lost:
+        tls = self._settings.broker is not None and self._settings.broker.tls
+        if isinstance(exc, ssl.SSLError):
+            return Lost(
+                f"TLS: {printable(str(exc.reason or exc))}; check mqtt.cert_file", Kind.REFUSED
+            )
+        if tls:  # TLS 1.3 refuses a client certificate after the handshake, and uvloop says no more
+            return Lost(
+                "the broker closed the TLS connection before CONNACK: does it want a client"
+                " certificate (mqtt.cert_file)? is it a broker that speaks MQTT 5?",
+                Kind.REFUSED,
+            )
+        return Lost(
+            "the broker closed the connection before CONNACK; one that speaks only MQTT 3.1.1 may"
+            " do so, and the gateway needs MQTT 5; so may a TLS port that is spoken to without TLS"
+        )
+
+    # ---- sending ---------------------------------------------------------------------------
+
+    def _opened(self, keep_alive_s: int) -> None:
+        """CONNACK is accepted: publish."""
+        self._open = True
+        self._keep_alive_s = float(keep_alive_s)
+        sock = self._socket()
+        if sock is not None and keep_alive_s:
+            # Half-open: bytes nobody acknowledges end it when the keep-alive would (RFC 5482).
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, keep_alive_s * 1500)
+        self.pump()
+        self._arm()
+
+    def pump(self) -> None:
+        """Send what may be sent."""
+        transport = self._transport
+        if transport is None or not self._open or transport.is_closing():
+            return
+        sent = False
+        while not self._paused:
+            batch = self._fill()
+            if batch is None:
+                break
+            transport.write(batch)
+            sent = True
+        if sent:
+            self._sent_s = time.monotonic()
+            if self._timer_s > self._sent_s + self._puback_timeout_s:
+                self._arm()
+        if self._window.held:
+            self._owner.check_held(self._window.look())
+
+    def write(self, packet: bytes) -> None:
+        """A control packet."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(packet)
+            self._sent_s = time.monotonic()
+
+    def goodbye(self, reason: int) -> None:
+        """DISCONNECT, then close once it is written."""
+        self._cancel_timer()
+        if self._transport is not None and not self._transport.is_closing():
+            if self._open:
+                self._transport.write(mqtt.disconnect_packet(reason))
+            self._transport.close()
+        self._open, self._ended = False, True
+
+    def abort(self) -> None:
+        """Close without waiting for anything."""
+        self._cancel_timer()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.abort()
+        self._open, self._ended = False, True
+
+    # ---- what the broker says --------------------------------------------------------------
+
+    def _handle(self, packets: list[Packet]) -> None:
+        for packet in packets:
+            try:
+                self._handle_one(packet)
+            except mqtt.CodecError as error:
+                self._violated(str(error))
+                return
+
+    def _handle_one(self, packet: Packet) -> None:
+        if packet.type == mqtt.PUBACK:
+            self._owner.refused(packet)
+        elif packet.type == mqtt.PINGRESP:
+            self._pinged = False
+        elif packet.type == mqtt.CONNACK and not self.accepted.done():
+            # Here and now: more may stand behind it in the same segment.
+            try:
+                keep_alive_s = self._owner.accept(
+                    self, mqtt.parse_connack(packet.flags, packet.body)
+                )
+            except Lost as lost:
+                self._lose(lost)
+                return
+            self.accepted.set_result(None)
+            self._opened(keep_alive_s)
+        elif packet.type == mqtt.DISCONNECT and self._open:
+            goodbye = mqtt.parse_disconnect(packet.flags, packet.body)
+            if goodbye.reason == 0x8E:
+                self._lose(
+                    Lost(
+                        "another client took over the session of client id"
+                        f" {printable(self._owner.client_id)} ({goodbye});"
+                        " is a second gateway running with the same mqtt.client_id?",
+                        Kind.TAKEN_OVER,
+                    )
+                )
+            else:
+                self._lose(Lost(f"the broker disconnected: {goodbye}"))
+        else:
+            self._violated(f"packet type {packet.type} out of place (4.13)")
+
+    def _violated(self, why: str) -> None:
+        """The broker broke the protocol: say so (4.13.1), leave, and do not trust its session."""
+        self.goodbye(0x82)
+        self._lose(Lost(f"protocol error: {why}", suspect=True))
+
+    def _lose(self, lost: Lost) -> None:
+        self._open, self._ended = False, True
+        if not self.accepted.done():
+            self.accepted.set_exception(lost)
+        elif not self.gone.done():
+            self.gone.set_result(lost)
+
+    # ---- time ------------------------------------------------------------------------------
+
+    def _next_s(self) -> float | None:
+        """The next moment that matters, CLOCK_MONOTONIC seconds."""
+        at = []
+        oldest_ns = self._window.look().oldest_sent_ns
+        if oldest_ns:
+            at.append(oldest_ns / 1e9 + self._puback_timeout_s)
+        if self._keep_alive_s:
+            if self._pinged:
+                at.append(self._received_s + 1.5 * self._keep_alive_s)
+            else:
+                at.append(min(self._sent_s, self._received_s) + self._keep_alive_s)
+        return min(at, default=None)
+
+    def _arm(self) -> None:
+        self._cancel_timer()
+        at = self._next_s()
+        if at is None:
+            self._timer_s = float("inf")
+            return
+        self._timer_s = at
+        # + 1 ms: uvloop's timers count milliseconds, and one that fires early would spin
+        self._timer = self._loop.call_later(max(0.0, at - time.monotonic()) + 0.001, self._tick)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        if now - self._timer_s > LATE_S:
+            self._timer_s = now + LATE_S
+            self._timer = self._loop.call_later(LATE_S, self._tick)
+            return
+        oldest_ns = self._window.look().oldest_sent_ns
+        if oldest_ns and now >= oldest_ns / 1e9 + self._puback_timeout_s:
+            self._lose(
+                Lost(
+                    f"no PUBACK within mqtt.puback_timeout_ms = {self._puback_timeout_s * 1000:.0f}"
+                )
+            )
+            return
+        if self._keep_alive_s:
+            if self._pinged and now >= self._received_s + 1.5 * self._keep_alive_s:
+                self._lose(
+                    Lost(
+                        "the broker is silent: nothing for"
+                        f" {1.5 * self._keep_alive_s:g} s (keep-alive)"
+                    )
+                )
+                return
+            if not self._pinged and now >= min(self._sent_s, self._received_s) + self._keep_alive_s:
+                self._pinged = True
+                self.write(mqtt.PINGREQ_PACKET)
+        self._arm()
+
+    def _set_options(self) -> None:
+        sock = self._socket()
+        if sock is None:
+            return
+        keep_alive_s = self._settings.keep_alive_s
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        idle_s, interval_s = min(keep_alive_s, 32767), max(1, min(keep_alive_s // 6, 60))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, idle_s))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, keep_alive_s * 1500)
+
+    def _socket(self) -> socket.socket | None:
+        if self._transport is None:
+            return None
+        return cast("socket.socket | None", self._transport.get_extra_info("socket"))

@@ -1,0 +1,277 @@
+"""Before the first child: the log's folder and file, recovery, and the listening sockets.
+
+    directory 0700 ─▶ gateway.log, when there is none
+                   ─▶ Log.open: lock (wait ≤ 5 s for dying children of the last supervisor),
+                      recovery, new epoch
+                        └─ damage below the watermark: copy the file aside first, say so, go on
+
+The log makes its file under another name and renames it when it is whole.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from gateway import _log
+from gateway.config import Config
+from gateway.errors import ConfigError, Exit, GatewayError, PortBusy
+from gateway.metrics import SINK
+
+LOCK_WAIT_S: Final = 5.0
+BACKLOG: Final = 4096
+MIB: Final = 1 << 20
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class DirectoryLocked(GatewayError):
+    """Another gateway has the log."""
+
+    exit_code = Exit.LOCKED
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            f"{directory} is locked: is another gateway running on this directory? Stop it, or"
+            " name another folder with log.directory"
+        )
+
+
+class LogUnusable(GatewayError):
+    """The log cannot be made or opened."""
+
+    exit_code = Exit.LOG_UNUSABLE
+
+
+def open_log(config: Config) -> tuple[_log.Log, int]:
+    """The recovered log and its lock descriptor, which every child inherits."""
+    path = config.log.path
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _create(path, config.log.capacity_bytes)
+        lock_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise LogUnusable(
+            f"{error.filename or path}: {error.strerror}{_next_step(error)}"
+        ) from None
+    try:
+        log = _open(path, lock_fd)
+    except _log.NotALog as error:
+        raise LogUnusable(
+            f"{error}; move {path} away, or name another folder with log.directory"
+        ) from None
+    if log.capacity_bytes != config.log.capacity_bytes:
+        _logger.warning(
+            "log.capacity_bytes = %d has no effect: %s was made with %d, and keeps it. To change it,"
+            " let the log drain, stop the gateway and move the file away",
+            config.log.capacity_bytes,
+            path,
+            log.capacity_bytes,
+        )
+    _report(path, log)
+    return log, lock_fd
+
+
+def _next_step(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "; free some space, or choose a smaller log.capacity_bytes"
+    return ""
+
+
+def _create(path: Path, capacity_bytes: int) -> None:
+    with _locked(path.parent):
+        if path.exists():
+            return
+        _logger.info("making %s: %d MiB, once", path, capacity_bytes // MIB)
+        with _progress("making the log", capacity_bytes) as show:
+            _log.create(str(path), capacity_bytes, show)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Two gateways that start at once make one file."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a line that is rewritten on a terminal, and nothing elsewhere."""
+    terminal = sys.stderr.isatty()
+    shown = 0.0
+
+    def show(done: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if terminal and now - shown > 0.1:
+            shown = now
+            print(f"\r{what}: {100 * done // total:3d} %", end="", file=sys.stderr, flush=True)
+
+    yield show
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _open(path: Path, lock_fd: int) -> _log.Log:
+    until = time.monotonic() + LOCK_WAIT_S
+    waiting = False
+    accept_corruption = False
+    while True:
+        try:
+            return _log.Log.open(str(path), lock_fd, [SINK], accept_corruption)
+        except _log.LogLocked:
+            if time.monotonic() > until:
+                raise DirectoryLocked(path.parent) from None
+            if not waiting:
+                _logger.info(
+                    "%s is locked; waiting up to %d s for the last gateway to end",
+                    path,
+                    LOCK_WAIT_S,
+                )
+            waiting = True
+            time.sleep(0.05)
+        except _log.LogCorrupt as damage:
+            if accept_corruption:
+                raise LogUnusable(str(damage)) from None
+            _set_aside(path, damage)
+            accept_corruption = True
+        except _log.NotALog:
+            raise
+        except _log.LogError as error:
+            raise LogUnusable(str(error)) from None
+
+
+def _set_aside(path: Path, damage: _log.LogCorrupt) -> None:
+    """Keep what is there now: the new epoch writes over the damage."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    found = damage.recovery
+    _logger.critical(
+        "%s: damage below the durable watermark (%s bytes in %s); copying the file to %s, then"
+        " going on without it",
+        path,
+        found.corrupt_bytes if found else "?",
+        ", ".join(f"{start}-{end}" for start, end in found.corrupt) if found else "?",
+        aside,
+    )
+    try:
+        with open(path, "rb") as source, open(aside, "xb", opener=_private) as copy:
+            size = os.fstat(source.fileno()).st_size
+            with _progress("copying the damaged log", size) as show:
+                _copy(source.fileno(), copy.fileno(), size, show)
+            os.fsync(copy.fileno())
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise LogUnusable(
+            f"{path} is damaged, and there is no room for a copy at {aside} ({error.strerror});"
+            f" free {path.stat().st_size // MIB} MiB or move {path} away"
+        ) from None
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
+
+
+def _copy(source: int, target: int, size: int, show: Callable[[int], None]) -> None:
+    """By reflink where the file system can; pages of zeros are left as holes elsewhere."""
+    done = 0
+    try:
+        while done < size:
+            count = os.copy_file_range(source, target, min(64 * MIB, size - done))
+            if count == 0:
+                break
+            done += count
+            show(done)
+        return
+    except OSError as error:
+        if done or error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    os.truncate(target, size)
+    while done < size:
+        block = os.pread(source, MIB, done)
+        if not block:
+            break
+        if block.count(0) != len(block):
+            os.pwrite(target, block, done)
+        done += len(block)
+        show(done)
+
+
+def _report(path: Path, log: _log.Log) -> None:
+    found = log.recovery
+    if found is None:
+        return
+    _logger.info(
+        "%s: %d MiB, epoch %d, %d events in %d bytes to publish",
+        path,
+        log.capacity_bytes // MIB,
+        found.epoch,
+        found.records,
+        found.bytes,
+    )
+    if found.torn_bytes:
+        _logger.warning(
+            "%s: %d torn bytes were skipped: writes that no one was promised",
+            path,
+            found.torn_bytes,
+        )
+    if found.corrupt_bytes:
+        _logger.critical(
+            "%s: %d bytes that were durable are damaged and lost", path, found.corrupt_bytes
+        )
+
+
+# ---- sockets -------------------------------------------------------------------------------------
+
+
+def bind(config: Config) -> list[socket.socket]:
+    """One socket a worker, bound and not listening yet.
+
+    SO_REUSEPORT spreads connections over the workers by a hash of their addresses; one shared
+    socket gave the first worker 64 of 64 (docs/front-doors.md). The supervisor keeps each socket
+    open, so that connections queued for a dead worker are served by its successor, not reset. A
+    first bind without SO_REUSEPORT finds a port that is taken, by another gateway too."""
+    host, port = config.http.host, config.http.port
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise ConfigError(f"http.host: {host}: {error.strerror}") from None
+    family, _, _, _, address = found[0]
+    _probe(family, address, host, port, "http.port")
+    sockets = []
+    for _ in range(config.http.workers):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(address)
+        sockets.append(listener)
+    broker = config.mqtt.broker
+    if broker is not None and broker.embedded:
+        port = config.mqtt.embedded_port
+        _probe(socket.AF_INET, ("127.0.0.1", port), "127.0.0.1", port, "mqtt.embedded_port")
+    return sockets
+
+
+def _probe(family: int, address: tuple[object, ...], host: str, port: int, setting: str) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortBusy(host, port, setting) from None
+            raise ConfigError(
+                f"{setting}: cannot listen on {host}:{port}: {error.strerror}"
+            ) from None

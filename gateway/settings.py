@@ -1,0 +1,427 @@
+"""The settings themselves: frozen, typed structs, and a table made from them.
+
+The structs are the only list of settings. Each field carries its type, default, range and reason;
+the checks of `gateway.config`, `gateway.example.toml` and `gateway config` are made from them.
+Units stand last in a name: `_ms` milliseconds, `_s` seconds, `_bytes` bytes.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, inspect
+
+from gateway.errors import ConfigError
+
+MIB: Final = 1 << 20
+RECORD_OVERHEAD_BYTES: Final = 192
+"""The most that a record adds to a body: header 64, device id 64, padding, and what a later
+version may add.
+"""
+
+PASSWORD_FILE_FORBIDDEN_MODE: Final = 0o077
+
+_HTTP_BODY_MAX: Final = MIB - RECORD_OVERHEAD_BYTES
+
+
+class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The front door."""
+
+    host: Annotated[
+        str,
+        Meta(
+            description="Address to listen on. There is no authentication in this version, so an"
+            " address that is not loopback is refused unless auth.allow_anonymous = true."
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535, description="TCP port to listen on.")] = 8000
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=32,
+            description="Worker processes. One saturates about one core; the counters in shared"
+            " memory have room for 32.",
+            extra={"default": "the cores this process may use, at most 4"},
+        ),
+    ] = min(4, len(os.sched_getaffinity(0)))
+    server: Annotated[
+        Literal["granian"],
+        Meta(description="HTTP server. robyn, the second door, is not available in this version."),
+    ] = "granian"
+    body_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=64,
+            le=_HTTP_BODY_MAX,
+            description="Largest body; a larger one is 413. An event is small, and an MQTT message"
+            " of it must fit a broker. It must also fit a record of the log:"
+            " min(log.capacity_bytes / 8, 1 MiB) - 192.",
+        ),
+    ] = 65536
+    body_deadline_ms: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=600_000,
+            description="Time for a body to arrive whole; then 408. Bounds what slow senders can"
+            " hold.",
+        ),
+    ] = 5000
+    drain_deadline_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=600_000,
+            description="Time to answer what is in flight and to publish after SIGTERM. Below the"
+            " usual 30 s after which an orchestrator kills.",
+        ),
+    ] = 10_000
+    ack: Annotated[
+        Literal["enqueue"],
+        Meta(
+            description="What 202 means: enqueue, committed in the log. durable and sink are not"
+            " available in this version."
+        ),
+    ] = "enqueue"
+
+
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The log on disk, and the lines on standard error."""
+
+    directory: Annotated[
+        str,
+        Meta(
+            description="Folder of the log, made with mode 0700; relative to where the gateway is"
+            " started. One gateway a folder."
+        ),
+    ] = "./data"
+    capacity_bytes: Annotated[
+        int,
+        Meta(
+            ge=MIB,
+            le=1 << 40,
+            description="Size of the log, a power of two, allocated at once. It holds what the"
+            " broker has not acknowledged: rate x event size x longest outage. Fixed once the log"
+            " exists.",
+        ),
+    ] = 256 * MIB
+    commit_interval_ms: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=60_000,
+            description="Time between two fdatasync while anything changes: the most that a power"
+            " cut may take from events acknowledged with enqueue.",
+        ),
+    ] = 200
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Least severity of the lines on standard error."),
+    ] = "info"
+
+    @property
+    def path(self) -> Path:
+        """The log file."""
+        return Path(self.directory) / "gateway.log"
+
+    @property
+    def record_bytes_max(self) -> int:
+        """Largest record in bytes."""
+        return min(self.capacity_bytes // 8, MIB)
+
+
+class Broker(NamedTuple):
+    """What `mqtt.url` names."""
+
+    host: str
+    port: int
+    tls: bool
+    embedded: bool
+
+
+def parse_url(url: str, embedded_port: int) -> Broker:
+    """Take `mqtt.url` apart. Raises ValueError with what is wrong."""
+    if url == "embedded":
+        return Broker("127.0.0.1", embedded_port, False, True)
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("mqtt", "mqtts"):
+        raise ValueError("write mqtt://HOST[:PORT], mqtts://HOST[:PORT] or embedded")
+    if "@" in rest:
+        raise ValueError("no user in the URL; use mqtt.username and mqtt.password_file")
+    parts = urlsplit("//" + rest.removesuffix("/"))
+    if parts.path or parts.query or parts.fragment or "?" in rest or "#" in rest:
+        raise ValueError("nothing may follow the host and port")
+    host = parts.hostname
+    if not host or not re.fullmatch(r"[A-Za-z0-9._:%-]+", host):
+        raise ValueError("the host is missing or not a name or address")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port is None and parts.netloc.endswith(":"):
+        port = 0
+    if port is None:
+        port = 8883 if scheme == "mqtts" else 1883
+    if not 1 <= port <= 65535:
+        raise ValueError("the port must be from 1 to 65535")
+    return Broker(host, port, scheme == "mqtts", False)
+
+
+class MqttConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The broker and how events are published to it."""
+
+    url: Annotated[
+        str | None,
+        Meta(
+            description="mqtt://HOST[:1883], mqtts://HOST[:8883], or embedded: a broker inside the"
+            " gateway, for development only. The broker must speak MQTT 5."
+        ),
+    ] = None
+    embedded_port: Annotated[
+        int, Meta(ge=1, le=65535, description="Port of the embedded broker on 127.0.0.1.")
+    ] = 1883
+    topic: Annotated[
+        str,
+        Meta(
+            description="Topic of each message; {device_id} is replaced. No wildcards, no leading"
+            " $, at most 65535 bytes (the limit of MQTT) when filled."
+        ),
+    ] = "telemetry/{device_id}"
+    client_id: Annotated[
+        str | None,
+        Meta(
+            description="MQTT client id, 1 to 128 bytes (the limit of AWS IoT Core); unset:"
+            " gateway-<log identity>, stable across restarts and unique to a log."
+        ),
+    ] = None
+    username: Annotated[str | None, Meta(description="User name for the broker.")] = None
+    password: Annotated[
+        str | None,
+        Meta(
+            description="Password for the broker; better in password_file.", extra={"secret": True}
+        ),
+    ] = None
+    password_file: Annotated[
+        str | None,
+        Meta(
+            description="File with the password, one line end at its end is not part of it;"
+            " refused when group or others can read it. Read again at each connection."
+        ),
+    ] = None
+    ca_file: Annotated[
+        str | None,
+        Meta(description="PEM file of authorities to trust (mqtts); unset: those of the system."),
+    ] = None
+    cert_file: Annotated[str | None, Meta(description="PEM client certificate (mqtts).")] = None
+    key_file: Annotated[
+        str | None,
+        Meta(description="PEM key of cert_file; refused when everyone can read it."),
+    ] = None
+    alpn: Annotated[
+        str | None,
+        Meta(description="ALPN protocol to offer (mqtts), for brokers that share port 443."),
+    ] = None
+    server_name: Annotated[
+        str | None,
+        Meta(description="Name for SNI and certificate check (mqtts); unset: the host of url."),
+    ] = None
+    inflight_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65535,
+            description="Messages sent and not yet acknowledged; MQTT has 65535 packet ids. The"
+            " broker's Receive Maximum also holds.",
+        ),
+    ] = 1000
+    keep_alive_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65535,
+            description="MQTT keep-alive; a dead connection is found within 1.5 times this. 0"
+            " would never find it.",
+        ),
+    ] = 30
+    puback_timeout_ms: Annotated[
+        int,
+        Meta(
+            ge=100,
+            le=3_600_000,
+            description="Longest wait for an acknowledgement; then the connection is dropped and"
+            " events are published again.",
+        ),
+    ] = 10_000
+    connect_timeout_ms: Annotated[
+        int,
+        Meta(
+            ge=100,
+            le=600_000,
+            description="Time for TCP, TLS and CONNACK together; a broker that takes longer is"
+            " treated as away.",
+        ),
+    ] = 10_000
+    backoff_base_ms: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=600_000,
+            description="Upper bound of the first random wait before a reconnect; doubles up to"
+            " backoff_max_ms.",
+        ),
+    ] = 200
+    backoff_max_ms: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=3_600_000,
+            description="Largest upper bound of that wait: how late a broker's return may be"
+            " noticed.",
+        ),
+    ] = 30_000
+
+    @property
+    def broker(self) -> Broker | None:
+        """`url` taken apart; None when there is none."""
+        return None if self.url is None else parse_url(self.url, self.embedded_port)
+
+    def read_password(self) -> bytes | None:
+        """The password from `password` or `password_file`. Raises ConfigError when the file cannot
+        be used.
+        """
+        if self.password_file is None:
+            return None if self.password is None else self.password.encode()
+        try:
+            with open(self.password_file, "rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                if mode & PASSWORD_FILE_FORBIDDEN_MODE:
+                    raise ConfigError(
+                        f"mqtt.password_file: {self.password_file} has mode {mode:04o}, so others"
+                        f" can read it; chmod 600 {self.password_file}"
+                    )
+                data = file.read(65536)
+        except OSError as error:
+            raise ConfigError(
+                f"mqtt.password_file: {self.password_file}: {error.strerror}"
+            ) from None
+        return data.removesuffix(b"\n").removesuffix(b"\r")
+
+
+class AuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who may send."""
+
+    allow_anonymous: Annotated[
+        bool,
+        Meta(
+            description="Accept events from anyone who reaches http.host even when it is not"
+            " loopback. There is no authentication in this version."
+        ),
+    ] = False
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be set. `Config()` has the defaults; `load` makes one that is checked."""
+
+    http: HttpConfig = HttpConfig()
+    log: LogConfig = LogConfig()
+    mqtt: MqttConfig = MqttConfig()
+    auth: AuthConfig = AuthConfig()
+
+
+class Setting(NamedTuple):
+    """One row of the table of settings, made from a field of the structs above."""
+
+    section: str
+    name: str
+    doc: str
+    default: Any
+    default_text: str | None
+    """Said in the place of a default that depends on the machine."""
+    kind: Literal["int", "bool", "text"]
+    optional: bool
+    choices: tuple[str, ...]
+    low: int | None
+    high: int | None
+    secret: bool
+    field: Any
+    """The msgspec type, for strict conversion."""
+
+    @property
+    def key(self) -> str:
+        """`section.name`."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return f"GATEWAY_{self.section}_{self.name}".upper()
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for people."""
+        if self.choices:
+            return " or ".join(self.choices)
+        if self.kind == "bool":
+            return "true or false"
+        if self.kind == "text":
+            return "text"
+        size = ', or text such as "256 MiB"' if "_bytes" in self.name else ""
+        return f"an integer from {self.low} to {self.high}{size}"
+
+
+def _settings() -> Iterator[Setting]:
+    for section in msgspec.structs.fields(Config):
+        fields = inspect.type_info(section.type)
+        assert isinstance(fields, inspect.StructType)
+        for plain, field in zip(msgspec.structs.fields(section.type), fields.fields, strict=True):
+            meta = field.type
+            assert isinstance(meta, inspect.Metadata)
+            assert meta.extra_json_schema
+            kind = meta.type
+            optional = isinstance(kind, inspect.UnionType)
+            yield Setting(
+                section=section.name,
+                name=field.name,
+                doc=meta.extra_json_schema["description"],
+                default=field.default,
+                default_text=(meta.extra or {}).get("default"),
+                kind="int"
+                if isinstance(kind, inspect.IntType)
+                else "bool"
+                if isinstance(kind, inspect.BoolType)
+                else "text",
+                optional=optional,
+                choices=tuple(map(str, get_args(get_args(plain.type)[0])))
+                if isinstance(kind, inspect.LiteralType)
+                else (),
+                low=kind.ge if isinstance(kind, inspect.IntType) else None,
+                high=kind.le if isinstance(kind, inspect.IntType) else None,
+                secret=bool((meta.extra or {}).get("secret")),
+                field=plain.type,
+            )
+
+
+SETTINGS: Final[dict[str, Setting]] = {setting.key: setting for setting in _settings()}
+"""All settings by `section.name`, in order."""
+
+SECTIONS: Final[dict[str, str]] = {
+    section.name: section.type.__doc__ for section in msgspec.structs.fields(Config)
+}
+"""What each section is about."""
+
+LATER: Final[dict[str, str]] = {
+    "http.batch_bytes_max": "batches",
+    "http.batch_events_max": "batches",
+    "http.durable_deadline_ms": "ack=durable",
+    "http.sink_deadline_ms": "ack=sink",
+    "log.high_water": "shedding before the log is full",
+    "log.low_water": "shedding before the log is full",
+    "mqtt.poison_attempts": "trial of suspect records",
+}
+"""Settings of the design that this version does not have, and what they belong to."""

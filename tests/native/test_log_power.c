@@ -1,0 +1,431 @@
+/* test_log_power.c - power cuts, at random from seeds: models/model_power.py over the real code.
+ *
+ * A run drives a log of 1 MiB with two sinks: appends, claims left half-way, deaths, publishing, group commits, dead
+ * committers. What the disk may hold is modelled beside it: `version[0]` is the file as the last fdatasync that returned
+ * has covered it, the others are later states. A power cut makes an image in which each 512-byte sector is of any
+ * version or of now; a kill keeps all of now. The real recovery opens the image, and may be cut itself. Then:
+ *
+ *   1 every record that was durable is there, byte for byte (FAULTS 1), after a kill every one committed (2)
+ *   4 nothing lies below a sink's cursor that the sink never published
+ *   5 the books balance
+ *   6 nothing is read that was never written, or was lost by an earlier recovery, or stands elsewhere
+ *   8 an image of a power cut is never reported as corruption
+ *
+ *   GW_POWER_RUNS=N GW_POWER_SEED=S    N runs from seed S on
+ *   GW_POWER_LIE=1                     fdatasync lies: a control, the test must fail
+ *
+ * Sources: _native/gw_log.c _native/gw_log_commit.c _native/gw_log_recover.c _native/gw_crc32c.c */
+#include "log_fixture.h"
+
+#ifndef GW_FAILPOINTS
+int main(void)
+{
+    return 0; /* needs claims that stop half-way */
+}
+#else
+
+enum { EVENTS_MAX = 4000, VERSIONS_MAX = 8, OPEN_MAX = 3, SINKS = 2, STEPS = 220, SECTOR = 512 };
+
+typedef struct truth {
+    uint64_t lsn, size;
+    bool claimed, committed, durable, lost, published[SINKS];
+} truth;
+
+static struct run {
+    fixture f;
+    uint64_t random, seed;
+    truth truth[EVENTS_MAX]; /* by seq */
+    unsigned events;
+    halted open[OPEN_MAX];
+    bool is_open[OPEN_MAX];
+    gw_producer *producer;
+    uint8_t *version[VERSIONS_MAX];
+    unsigned versions;
+    enum { RUNNING, RECOVERING } mode;
+    unsigned recovery_syncs, recovery_dies_at;
+    bool cut_in_sync, lies;
+} run;
+
+static unsigned images, recoveries_cut, recovered_records, takeovers;
+
+static unsigned dice(unsigned sides)
+{
+    return (unsigned)((run.random = scramble(run.random)) >> 33) % sides;
+}
+
+#define MUST(condition, ...)                                                    \
+    do {                                                                        \
+        if (!(condition)) {                                                     \
+            fprintf(stderr, __VA_ARGS__);                                       \
+            fprintf(stderr, "\n");                                              \
+            NOTE("seed %llu", (unsigned long long)run.seed);                    \
+            CHECK(condition);                                                   \
+        }                                                                       \
+    } while (0)
+
+/* ---- what the disk may hold ----------------------------------------------------------------------------------- */
+
+static void versions_drop(unsigned first)
+{
+    for (unsigned i = 0; i < first; i++)
+        free(run.version[i]);
+    memmove(run.version, run.version + first, (run.versions - first) * sizeof *run.version);
+    run.versions -= first;
+}
+
+static void version_note(void)
+{
+    if (run.versions < VERSIONS_MAX - 1)
+        run.version[run.versions++] = image_of(&run.f);
+}
+
+static void versions_are_only(uint8_t *image)
+{
+    versions_drop(run.versions);
+    run.version[run.versions++] = image;
+}
+
+/* ---- what goes on --------------------------------------------------------------------------------------------- */
+
+static unsigned some_body(void)
+{
+    switch (dice(5)) {
+    case 0:
+    case 1:
+        return dice(240);
+    case 2:
+    case 3:
+        return 2000 + dice(14000);
+    default:
+        return 30000 + dice(80000);
+    }
+}
+
+static void op_append(void)
+{
+    if (run.events + 1 >= EVENTS_MAX)
+        return;
+    unsigned id = run.events, body = some_body();
+    uint64_t lsn;
+    gw_status status = put(run.producer, id, 3, body, &lsn);
+    if (status != GW_OK) {
+        MUST(status == GW_FULL || gw_log_state(run.f.log) != GW_RUNNING, "append: status %d", status);
+        return;
+    }
+    run.truth[id] = (truth){.lsn = lsn, .size = record_size(3, body), .claimed = true, .committed = true};
+    run.events++;
+}
+
+static void op_open(void)
+{
+    static const char *const points[] = {"after_intent", "after_claim", "mid_copy", "before_marker"};
+    if (run.events + 1 >= EVENTS_MAX)
+        return;
+    for (unsigned i = 0; i < OPEN_MAX; i++) {
+        if (run.is_open[i])
+            continue;
+        unsigned id = run.events++, body = some_body();
+        run.is_open[i] = halted_try(&run.open[i], run.f.log, points[dice(4)], id, body);
+        return;
+    }
+}
+
+static void op_close(unsigned i, bool alive)
+{
+    if (!run.is_open[i])
+        return;
+    halted *h = &run.open[i];
+    uint64_t id = h->sample.event.seq, size = record_size(0, h->sample.event.body_bytes);
+    run.is_open[i] = false;
+    if (!alive) {
+        halted_kill(h, true);
+        return;
+    }
+    gw_status status = halted_finish(h);
+    if (status == GW_OK)
+        run.truth[id] = (truth){.lsn = h->lsn, .size = size, .claimed = true, .committed = true};
+}
+
+static void op_publish(void)
+{
+    unsigned sink = dice(3) ? 0 : 1;
+    uint64_t committed = follow(run.f.log);
+    gw_cursor c = gw_cursor_load(run.f.log, sink);
+    for (unsigned n = 1 + dice(8); n && c.lsn < committed; n--) {
+        gw_record r;
+        gw_status status = gw_log_read(run.f.log, c.lsn, &r);
+        MUST(status == GW_OK, "sink %u reads status %d at %llu, committed %llu", sink, status,
+             (unsigned long long)c.lsn, (unsigned long long)committed);
+        if (r.kind == GW_DATA) {
+            MUST(r.seq < run.events && run.truth[r.seq].lsn == r.lsn && is_sample(&r), "sink %u reads a wrong record at %llu",
+                 sink, (unsigned long long)c.lsn);
+            run.truth[r.seq].published[sink] = true;
+            c.published++;
+            c.ordinal++;
+        }
+        c.lsn += r.size;
+    }
+    gw_cursor_store(run.f.log, sink, &c);
+}
+
+static void op_small(void)
+{
+    switch (dice(8)) {
+    case 0:
+    case 1:
+    case 2:
+        op_append();
+        break;
+    case 3:
+        op_open();
+        break;
+    case 4:
+        op_close(dice(OPEN_MAX), true);
+        break;
+    case 5:
+        op_close(dice(OPEN_MAX), false);
+        break;
+    default:
+        op_publish();
+    }
+    if (dice(3) == 0)
+        version_note();
+}
+
+static int power_fdatasync(int fd)
+{
+    (void)fd;
+    if (run.mode == RECOVERING) {
+        if (++run.recovery_syncs == run.recovery_dies_at) {
+            errno = EIO;
+            return -1;
+        }
+        if (!run.lies)
+            versions_are_only(image_of(&run.f));
+        return 0;
+    }
+    uint8_t *covered = image_of(&run.f);
+    unsigned older = run.versions;
+    for (unsigned n = dice(4); n; n--)
+        op_small();
+    if (dice(12) == 0) {
+        run.cut_in_sync = true;
+        free(covered);
+        errno = EIO;
+        return -1;
+    }
+    if (run.lies) {
+        free(covered);
+        return 0;
+    }
+    versions_drop(older);
+    memmove(run.version + 1, run.version, run.versions * sizeof *run.version);
+    run.version[0] = covered;
+    run.versions++;
+    return 0;
+}
+
+static jmp_buf died;
+static const char *dies_at;
+
+static void power_hook(const char *name)
+{
+    if (halted_self)
+        halted_hook(name);
+    else if (dies_at && strcmp(name, dies_at) == 0)
+        longjmp(died, 1);
+}
+
+static void now_durable(void)
+{
+    uint64_t durable = gw_log_durable(run.f.log);
+    for (unsigned i = 0; i < run.events; i++) {
+        truth *t = &run.truth[i];
+        if (t->committed && !t->lost && t->lsn + t->size <= durable)
+            t->durable = true;
+    }
+}
+
+static void op_sync(void)
+{
+    bool changed;
+    if (gw_log_sync(run.f.log, &changed, &run.f.error) == GW_OK)
+        now_durable();
+    else
+        MUST(run.cut_in_sync, "sync failed: %s", run.f.error.text);
+}
+
+/* The committer is killed anywhere; another one goes on. */
+static void op_committer_dies(void)
+{
+    static const char *const points[] = {"before_slot", "mid_slot", "after_slot", "after_sync", "after_durable"};
+    dies_at = points[dice(5)];
+    if (!setjmp(died)) {
+        op_sync();
+        dies_at = NULL;
+        return; /* the power failed first */
+    }
+    dies_at = NULL;
+    takeovers++;
+    now_durable(); /* what somebody may have been told */
+    gw_status status = gw_log_takeover(run.f.log, &run.f.error);
+    MUST(status == GW_OK || run.cut_in_sync, "takeover: %s", run.f.error.text);
+}
+
+/* ---- crash and recovery --------------------------------------------------------------------------------------- */
+
+static void verify(bool kill)
+{
+    gw_log *log = run.f.log;
+    static bool got[EVENTS_MAX];
+    memset(got, 0, sizeof got);
+    uint64_t least = gw_cursor_load(log, 0).lsn, committed = gw_log_committed(log);
+    if (gw_cursor_load(log, 1).lsn < least)
+        least = gw_cursor_load(log, 1).lsn;
+    gw_record r;
+    bool stood[SINKS] = {false};
+    for (uint64_t lsn = least; lsn < committed; lsn += r.size) {
+        for (unsigned k = 0; k < SINKS; k++)
+            stood[k] |= gw_cursor_load(log, k).lsn == lsn;
+        gw_status status = gw_log_read(log, lsn, &r);
+        MUST(status == GW_OK, "after recovery nothing whole stands at %llu", (unsigned long long)lsn);
+        if (r.kind == GW_PAD)
+            continue;
+        MUST(r.seq < run.events && run.truth[r.seq].claimed, "a record that never was: seq %llu at %llu",
+             (unsigned long long)r.seq, (unsigned long long)lsn);
+        truth *t = &run.truth[r.seq];
+        MUST(t->lsn == lsn && t->size == r.size, "record %llu was moved", (unsigned long long)r.seq);
+        MUST(!t->lost, "record %llu rises from the dead", (unsigned long long)r.seq);
+        MUST(is_sample(&r), "record %llu has other bytes", (unsigned long long)r.seq);
+        got[r.seq] = true;
+        recovered_records++;
+    }
+    for (unsigned k = 0; k < SINKS; k++) {
+        gw_cursor c = gw_cursor_load(log, k);
+        MUST(c.lsn == committed || stood[k], "the cursor of sink %u points into nothing", k);
+        MUST(gw_log_unexplained(log, k) == 0, "sink %u: %lld unexplained", k, (long long)gw_log_unexplained(log, k));
+        MUST(c.ordinal - c.base == c.published + c.dead_lettered, "sink %u: books", k);
+        for (unsigned i = 0; i < run.events; i++)
+            MUST(!run.truth[i].committed || run.truth[i].lost || run.truth[i].lsn >= c.lsn || run.truth[i].published[k],
+                 "record %u lies below the cursor of sink %u, which never published it", i, k);
+    }
+    for (unsigned i = 0; i < run.events; i++) {
+        truth *t = &run.truth[i];
+        if (got[i]) {
+            t->committed = t->durable = true;
+            continue;
+        }
+        if (t->committed && !t->lost && t->lsn >= least) {
+            MUST(!t->durable, "durable record %u at %llu is gone", i, (unsigned long long)t->lsn);
+            MUST(!kill, "record %u at %llu was committed and is gone after a kill", i, (unsigned long long)t->lsn);
+            t->lost = true;
+        }
+        if (!t->committed)
+            t->lost = true;
+    }
+}
+
+static void cut(void)
+{
+    uint8_t *now = image_of(&run.f), *image = malloc(FILE_BYTES);
+    CHECK(image);
+    run.version[run.versions++] = now;
+    unsigned mode = dice(4);
+    for (uint64_t at = 0; at < FILE_BYTES; at += SECTOR) {
+        unsigned of = dice(run.versions);
+        if (mode == 1 && dice(5))
+            of = 0;
+        if (mode == 2 && dice(5))
+            of = run.versions - 1;
+        memcpy(image + at, run.version[of] + at, SECTOR);
+    }
+    fixture_rewrite(&run.f, image);
+    versions_are_only(image);
+}
+
+static void op_crash(bool kill)
+{
+    for (unsigned i = 0; i < OPEN_MAX; i++)
+        op_close(i, false);
+    gw_producer_close(run.producer);
+    run.producer = NULL;
+    fixture_close(&run.f);
+    run.cut_in_sync = false;
+    if (!kill)
+        cut();
+    run.mode = RECOVERING;
+    for (bool power_failed = !kill;;) {
+        images++;
+        run.recovery_syncs = 0;
+        run.recovery_dies_at = dice(3) ? 0 : 1 + dice(2);
+        gw_status status = fixture_open(&run.f, false);
+        if (status == GW_OK) {
+            kill = !power_failed;
+            break;
+        }
+        MUST(run.recovery_dies_at && status == GW_ERRNO && run.f.error.error_number == EIO,
+             "an undamaged image is refused: status %d, %s, lsn %llu", status, run.f.error.text,
+             (unsigned long long)run.f.error.lsn);
+        recoveries_cut++;
+        if (dice(2)) { /* the power fails now, or only the process is gone */
+            cut();
+            power_failed = true;
+        }
+    }
+    run.mode = RUNNING;
+    verify(kill);
+    run.producer = producer_of(run.f.log);
+}
+
+static void one_run(uint64_t seed, bool lies)
+{
+    memset(&run, 0, sizeof run);
+    run.seed = run.random = seed;
+    run.lies = lies;
+    run.mode = RECOVERING;
+    on_fdatasync = power_fdatasync;
+    gw_failpoint_hook = power_hook;
+    run.f = fixture_on(fresh_image(), MQTT_AND_FILE);
+    run.version[run.versions++] = image_of(&run.f);
+    CHECK_EQ(fixture_open(&run.f, false), GW_OK);
+    run.mode = RUNNING;
+    run.producer = producer_of(run.f.log);
+    for (unsigned step = 0; step < STEPS; step++) {
+        unsigned what = dice(100);
+        if (what < 72)
+            op_small();
+        else if (what < 90)
+            op_sync();
+        else if (what < 93)
+            op_committer_dies();
+        else
+            op_crash(what >= 97);
+        if (run.cut_in_sync)
+            op_crash(false);
+        follow(run.f.log);
+        MUST(gw_log_state(run.f.log) == GW_RUNNING, "the log is in state FAILED");
+    }
+    for (unsigned i = 0; i < OPEN_MAX; i++)
+        op_close(i, false);
+    gw_producer_close(run.producer);
+    fixture_end(&run.f);
+    versions_drop(run.versions);
+}
+
+static void every_image_of_a_power_cut_is_recovered(void)
+{
+    uint64_t seed = (uint64_t)environment_number("GW_POWER_SEED", 1);
+    long runs = environment_number("GW_POWER_RUNS", 40);
+    for (long i = 0; i < runs; i++)
+        one_run(seed + (uint64_t)i, environment_number("GW_POWER_LIE", 0));
+    printf("seeds %llu to %llu, %u images, %u recoveries cut, %u records, %u takeovers ... ", (unsigned long long)seed,
+           (unsigned long long)(seed + (uint64_t)runs - 1), images, recoveries_cut, recovered_records, takeovers);
+    gw_failpoint_hook = NULL;
+}
+
+int main(int argc, char **argv)
+{
+    static const test tests[] = {{"every_image_of_a_power_cut_is_recovered", every_image_of_a_power_cut_is_recovered}};
+    return run_tests(tests, 1, argc, argv);
+}
+#endif

@@ -1,0 +1,173 @@
+"""/metrics: the names that are promised, a number of series that input cannot change, both formats
+(FAULTS 5, 23)."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as prometheus
+
+from gateway import _log, metrics
+from gateway.process import Recovered
+from tests.gateway_process import EVENT, GatewayProcess, wait_for
+
+PROMISED = (
+    "gateway_events_received_total",
+    "gateway_events_accepted_total",
+    "gateway_events_published_total",
+    "gateway_events_dead_lettered_total",
+    "gateway_log_bytes_used",
+    "gateway_log_capacity_bytes",
+    "gateway_unexplained_events",
+    "gateway_log_syncs_total",
+    "gateway_log_sync_seconds_total",
+    "gateway_mqtt_connected",
+    "gateway_mqtt_in_flight",
+    "gateway_request_seconds_count",
+    "gateway_receipt_to_puback_seconds_count",
+    'gateway_process_restarts_total{process="worker"}',
+    'gateway_process_restarts_total{process="delivery"}',
+    'gateway_log_state{state="running"}',
+    'gateway_events_refused_total{code="log_full"}',
+)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    folder = tmp_path_factory.mktemp("metrics")
+    with GatewayProcess(folder, {"mqtt.url": "embedded", "http.workers": 2}) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[_log.Log]:
+    import os
+
+    path = str(tmp_path / "gateway.log")
+    _log.create(path, _log.CAPACITY_MIN)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    log = _log.Log.open(path, fd, [metrics.SINK])
+    yield log
+    log.close()
+    os.close(fd)
+
+
+def samples(log: _log.Log) -> dict[str, float]:
+    text = metrics.Exposition(log, Recovered(1, 2, 3)).render(None)[1].decode()
+    rows = (line.rpartition(" ") for line in text.splitlines() if line[0] != "#")
+    return {name: float(value) for name, _, value in rows}
+
+
+def test_promised_names_are_there(gateway: GatewayProcess) -> None:
+    found = gateway.metrics()
+    assert [name for name in PROMISED if name not in found] == []
+
+
+def test_number_of_series_does_not_depend_on_input(gateway: GatewayProcess) -> None:
+    before = gateway.metrics().keys()
+    for number in range(30):
+        gateway.post(f"device-{number}")
+        gateway.post(f"device-{number}", b'{"x%d":1}' % number)
+        gateway.request("GET", f"/path-{number}?q={number}")
+        gateway.request(f"METHOD{number}", "/metrics")
+    assert gateway.metrics().keys() == before
+
+
+def test_books_balance_over_all_workers(gateway: GatewayProcess) -> None:
+    before = gateway.metrics()
+    for _ in range(50):
+        assert gateway.post() == 202
+
+    def arrived() -> bool:
+        now = gateway.metrics()
+        return (
+            now["gateway_events_published_total"] == before["gateway_events_published_total"] + 50
+        )
+
+    wait_for(arrived, 5)
+    now = gateway.metrics()
+    assert now["gateway_events_accepted_total"] == before["gateway_events_accepted_total"] + 50
+    assert now["gateway_events_received_total"] == before["gateway_events_received_total"] + 50
+    assert now["gateway_unexplained_events"] == 0
+    assert now["gateway_events_waiting"] == 0
+    assert now["gateway_mqtt_connected"] == 1
+    waits = "gateway_receipt_to_puback_seconds_count"
+    assert now[waits] >= before[waits] + 50
+
+
+def test_each_refusal_is_counted_under_its_code(gateway: GatewayProcess) -> None:
+    def counts(code: str) -> float:
+        return gateway.metric(f'gateway_events_refused_total{{code="{code}"}}')
+
+    before = {code: counts(code) for code in ("malformed_json", "not_found", "length_required")}
+    gateway.post(body=b"{")
+    gateway.request("GET", "/nope")
+    gateway.request("POST", "/v1/ingest/d", None, {"Transfer-Encoding": "chunked"})
+    assert {code: counts(code) - value for code, value in before.items()} == dict.fromkeys(
+        before, 1
+    )
+
+
+def test_both_formats_parse(gateway: GatewayProcess) -> None:
+    status, headers, body = gateway.request("GET", "/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain")
+    assert len(list(prometheus(body.decode()))) > 20
+    status, headers, body = gateway.request(
+        "GET", "/metrics", None, {"Accept": "application/openmetrics-text; version=1.0.0"}
+    )
+    assert headers["content-type"].startswith("application/openmetrics-text")
+    assert len(list(open_metrics(body.decode()))) > 20
+
+
+def test_every_help_says_something(gateway: GatewayProcess) -> None:
+    text = gateway.request("GET", "/metrics")[2].decode()
+    assert re.findall(r"^# HELP (\S+) *$", text, re.MULTILINE) == []
+
+
+def test_counters_of_all_processes_are_added_up(log: _log.Log) -> None:
+    for block in (0, 1, _log.WORKERS_MAX - 1, _log.BLOCK_DELIVERY):
+        log.counter_add(block, _log.COUNTERS["received"], 10)
+    assert samples(log)["gateway_events_received_total"] == 40
+
+
+def test_histogram_is_cumulative_in_seconds(log: _log.Log) -> None:
+    for ns in (50_000, 100_000, 300_000, 10**18):
+        log.observe(0, _log.COUNTERS["request_ns"], ns)
+    found = samples(log)
+    assert found['gateway_request_seconds_bucket{le="0.0001"}'] == 2
+    assert found['gateway_request_seconds_bucket{le="0.0005"}'] == 3
+    assert found['gateway_request_seconds_bucket{le="86400.0"}'] == 3
+    assert found['gateway_request_seconds_bucket{le="+Inf"}'] == 4
+    assert found["gateway_request_seconds_sum"] == pytest.approx(1e9, rel=1e-3)
+
+
+def test_bytes_used_grow_with_what_is_accepted(log: _log.Log) -> None:
+    ingest = _log.Ingest(log, 0)
+    before = samples(log)["gateway_log_bytes_used"]
+    assert ingest.event("dev-1", EVENT, _log.now_ns()) == 0
+    now = samples(log)
+    assert now["gateway_log_bytes_used"] > before
+    assert now["gateway_log_uncommitted_bytes"] == now["gateway_log_bytes_used"] - before
+    ingest.close()
+
+
+def test_skipped_record_is_unexplained(log: _log.Log) -> None:
+    ingest = _log.Ingest(log, 0)
+    for _ in range(3):
+        assert ingest.event("dev-1", EVENT, _log.now_ns()) == 0
+    end = log.follow(log.cursor(0).lsn, 0)
+    cursor = log.cursor(0)
+    log.set_cursor(
+        0, cursor._replace(lsn=end, ordinal=cursor.ordinal + 3, published=cursor.published + 2)
+    )
+    assert samples(log)["gateway_unexplained_events"] == 1
+    ingest.close()
+
+
+def test_what_recovery_found_is_shown(log: _log.Log) -> None:
+    found = samples(log)
+    assert found["gateway_log_recovered_torn_bytes"] == 2
+    assert found["gateway_log_recovered_corrupt_bytes"] == 3

@@ -1,0 +1,438 @@
+"""Processes: whatever is killed comes back, nothing is left behind, the end is orderly (FAULTS 2,
+15, 18, 20)."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway_process import (
+    EVENT,
+    ROOT,
+    GatewayProcess,
+    cpu_s,
+    free_port,
+    is_alive,
+    stat_fields,
+    wait_for,
+)
+
+BACK_WITHIN_S = 2.0
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
+    """Two workers and the embedded broker."""
+    with GatewayProcess(tmp_path, {"mqtt.url": "embedded", "http.workers": 2}) as gateway:
+        wait_for(lambda: all_up(gateway), what="all processes")
+        yield gateway
+
+
+def all_up(gateway: GatewayProcess, workers: int = 2) -> bool:
+    children = gateway.children()
+    return len(children["worker"]) == workers and len(children["delivery"]) == 1
+
+
+def published(gateway: GatewayProcess, count: int) -> bool:
+    metrics = gateway.metrics()
+    assert metrics["gateway_unexplained_events"] == 0
+    return metrics["gateway_events_published_total"] == count
+
+
+def test_killed_worker_is_back_within_two_seconds(gateway: GatewayProcess) -> None:
+    killed = gateway.children()["worker"][0]
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: killed not in gateway.child_pids() and all_up(gateway), BACK_WITHIN_S)
+    answers = [gateway.post() for _ in range(20)]  # over both sockets
+    assert answers == [202] * 20
+    assert gateway.metric('gateway_process_restarts_total{process="worker"}') == 1
+    wait_for(lambda: published(gateway, 20), 5)
+
+
+def test_connections_queued_for_a_killed_worker_are_served_by_its_successor(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path, {"mqtt.url": "embedded"}) as gateway:
+        worker = gateway.children()["worker"][0]
+        os.kill(worker, signal.SIGSTOP)
+        with socket.create_connection(("127.0.0.1", gateway.port), 5) as queued:
+            queued.sendall(b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n")
+            os.kill(worker, signal.SIGKILL)
+            assert queued.recv(12) == b"HTTP/1.1 200"
+
+
+def test_killed_delivery_process_is_back_within_two_seconds(gateway: GatewayProcess) -> None:
+    killed = gateway.children()["delivery"][0]
+    os.kill(killed, signal.SIGKILL)
+    assert gateway.post() == 202
+    wait_for(lambda: killed not in gateway.child_pids() and all_up(gateway), BACK_WITHIN_S)
+    wait_for(lambda: published(gateway, 1), 5)
+    assert gateway.metric('gateway_process_restarts_total{process="delivery"}') == 1
+
+
+def test_delivery_killed_again_and_again_is_back_within_two_seconds(
+    gateway: GatewayProcess,
+) -> None:
+    for _ in range(4):
+        killed = gateway.children()["delivery"][0]
+        os.kill(killed, signal.SIGKILL)
+        wait_for(
+            lambda killed=killed: killed not in gateway.child_pids() and all_up(gateway),
+            BACK_WITHIN_S,
+        )
+    assert gateway.post() == 202
+    wait_for(lambda: published(gateway, 1), 5)
+
+
+def test_children_die_with_a_killed_supervisor(gateway: GatewayProcess) -> None:
+    children = gateway.child_pids()
+    assert len(children) == 3
+    os.kill(gateway.pid, signal.SIGKILL)
+    wait_for(lambda: not any(is_alive(pid) for pid in children), 2)
+
+
+def test_supervisor_started_again_at_once_keeps_what_was_accepted(gateway: GatewayProcess) -> None:
+    for _ in range(10):
+        assert gateway.post() == 202
+    gateway.process.kill() if gateway.process else None
+    assert gateway.process is not None
+    gateway.process.wait()
+    gateway.start()
+    wait_for(lambda: published(gateway, 10), 5)
+
+
+def test_everything_killed_at_once_comes_back_with_what_was_accepted(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path, {"http.workers": 2}) as gateway:
+        for _ in range(10):
+            assert gateway.post() == 202
+        for pid in [gateway.pid, *gateway.child_pids()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert gateway.process is not None
+        gateway.process.wait()
+        gateway.start()
+        wait_for(lambda: gateway.metric("gateway_events_accepted_total") == 10, 5)
+
+
+def test_stopped_supervisor_does_not_stop_the_service(gateway: GatewayProcess) -> None:
+    os.kill(gateway.pid, signal.SIGSTOP)
+    try:
+        assert gateway.post() == 202
+        wait_for(lambda: published(gateway, 1), 5)
+    finally:
+        os.kill(gateway.pid, signal.SIGCONT)
+
+
+def test_orphan_before_its_first_act_exits(tmp_path: Path) -> None:
+    code = (
+        "import os,sys\n"
+        "from gateway import process\n"
+        "from gateway.config import Config\n"
+        "import msgspec\n"
+        "launch=process.Launch('delivery',0,1 if os.getppid()!=1 else"
+        " 2,-1,-1,-1,Config(),process.Recovered())\n"
+        "fd=os.memfd_create('x');os.write(fd,msgspec.json.encode(launch))\n"
+        "process.begin(['x',str(fd)])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=10).returncode == 7
+
+
+def test_second_gateway_on_the_directory_is_refused(gateway: GatewayProcess) -> None:
+    other = GatewayProcess(
+        gateway.directory / "other",
+        {"log.directory": gateway.settings["log.directory"], "mqtt.url": "embedded"},
+    )
+    other.start(ready=False)
+    assert other.process is not None
+    assert other.process.wait(10) == 4
+    assert "is another gateway running on this directory?" in other.output()
+    assert gateway.post() == 202
+
+
+@pytest.mark.parametrize(
+    ("setting", "other"), [("http.port", "mqtt.embedded_port"), ("mqtt.embedded_port", "http.port")]
+)
+def test_busy_port_is_an_error_that_names_the_setting(
+    tmp_path: Path, setting: str, other: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        gateway = GatewayProcess(tmp_path, {"mqtt.url": "embedded", setting: port})
+        gateway.start(ready=False)
+        assert gateway.process is not None
+        assert gateway.process.wait(10) == 3
+    assert f"change {setting}" in gateway.output()
+    assert "Traceback" not in gateway.output()
+    assert other not in gateway.output()
+
+
+def test_second_gateway_on_the_port_is_refused(gateway: GatewayProcess, tmp_path: Path) -> None:
+    other = GatewayProcess(tmp_path / "other", {"http.port": gateway.port})
+    other.start(ready=False)
+    assert other.process is not None
+    assert other.process.wait(10) == 3
+    assert "change http.port" in other.output()
+
+
+def test_sigterm_publishes_what_is_left_then_exits_zero(gateway: GatewayProcess) -> None:
+    for _ in range(200):
+        assert gateway.post() == 202
+    children = gateway.child_pids()
+    began = time.monotonic()
+    assert gateway.stop() == 0
+    assert time.monotonic() - began < 5
+    assert not any(is_alive(pid) for pid in children)
+    assert "not published yet" not in gateway.output()
+
+
+def test_draining_gateway_refuses_with_503_and_closes(tmp_path: Path) -> None:
+    settings = {"http.drain_deadline_ms": 1500}  # the broker is away: the drain lasts so long
+    with GatewayProcess(tmp_path, settings) as gateway:
+        assert gateway.post() == 202
+        assert gateway.process is not None
+        with socket.create_connection(("127.0.0.1", gateway.port), 5) as waiting:
+            waiting.sendall(
+                b"POST /v1/ingest/d HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(EVENT)
+            )
+            gateway.process.terminate()
+            wait_for(lambda: gateway.request("GET", "/readyz")[0] == 503, 1)
+            status, headers, body = gateway.request(
+                "POST", "/v1/ingest/d", EVENT, {"Content-Type": "application/json"}
+            )
+            assert status == 503
+            assert b'"draining"' in body
+            assert headers["connection"] == "close"
+            assert 1 <= int(headers["retry-after"]) <= 5
+            waiting.sendall(EVENT)
+            assert waiting.recv(12) == b"HTTP/1.1 503"
+        assert gateway.process.wait(10) == 0
+        assert "1 events are not published yet" in gateway.output()
+
+
+def test_body_in_flight_at_the_end_is_answered(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path, {"mqtt.url": "embedded"}) as gateway:
+        assert gateway.process is not None
+        with socket.create_connection(("127.0.0.1", gateway.port), 5) as waiting:
+            waiting.sendall(
+                b"POST /v1/ingest/d HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n"
+            )
+            assert gateway.is_ready()  # its head has been read by now
+            began = time.monotonic()
+            gateway.process.terminate()
+            assert waiting.recv(12) == b"HTTP/1.1 503"
+        assert gateway.process.wait(10) == 0
+        assert time.monotonic() - began < 4
+
+
+def test_drain_does_not_hang_on_a_stopped_child(tmp_path: Path) -> None:
+    settings = {"mqtt.url": "embedded", "http.workers": 2, "http.drain_deadline_ms": 300}
+    with GatewayProcess(tmp_path, settings) as gateway:
+        wait_for(lambda: all_up(gateway))
+        os.kill(gateway.children()["worker"][0], signal.SIGSTOP)
+        assert gateway.stop(within_s=10) == 0
+
+
+def test_second_interrupt_kills_at_once(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path, {"http.drain_deadline_ms": 30_000}) as gateway:
+        assert gateway.post() == 202
+        children = gateway.child_pids()
+        assert gateway.process is not None
+        gateway.process.send_signal(signal.SIGINT)
+        wait_for(lambda: gateway.request("GET", "/readyz")[0] == 503, 2)
+        gateway.process.send_signal(signal.SIGINT)
+        assert gateway.process.wait(3) == 130
+        assert not any(is_alive(pid) for pid in children)
+
+
+def test_sighup_is_survived(gateway: GatewayProcess) -> None:
+    os.kill(gateway.pid, signal.SIGHUP)
+    wait_for(lambda: "SIGHUP" in gateway.output(), 2)
+    assert gateway.post() == 202
+
+
+def test_no_zombie_is_left(gateway: GatewayProcess) -> None:
+    for pid in gateway.child_pids():
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: all_up(gateway), BACK_WITHIN_S)
+    states = [
+        fields[0]
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (fields := stat_fields(int(entry.name)))
+        if int(fields[1]) == gateway.pid
+    ]
+    assert "Z" not in states
+
+
+def test_idle_gateway_uses_at_most_one_percent_of_a_core(gateway: GatewayProcess) -> None:
+    assert gateway.post() == 202
+    time.sleep(1.5)  # the last sync, imports
+    pids = [gateway.pid, *gateway.child_pids()]
+    began, before = time.monotonic(), sum(map(cpu_s, pids))
+    time.sleep(5)  # this is the measurement
+    used, elapsed = sum(map(cpu_s, pids)) - before, time.monotonic() - began
+    assert used / elapsed <= 0.01, f"{100 * used / elapsed:.2f} % of a core"
+
+
+def test_broker_away_does_not_keep_the_gateway_from_being_ready(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path) as gateway:
+        assert gateway.is_ready()
+        health = wait_for(lambda: (h := gateway.health())["mqtt"].get("last_error") and h, 5)
+        assert health["status"] == "degraded"
+        assert health["mqtt"]["connected"] is False
+
+
+SET_FAILED = """
+import os, sys
+from gateway import _log
+
+folder = f"/proc/{sys.argv[1]}/fd"
+links = {os.readlink(f"{folder}/{fd}"): f"{folder}/{fd}" for fd in os.listdir(folder)}
+shared = next(fd for name, fd in links.items() if "memfd:" in name)
+lock = next(fd for name, fd in links.items() if name.endswith("gateway.log"))
+log = _log.Log.attach(os.open(lock, os.O_RDWR), os.open(shared, os.O_RDWR))
+log.state = _log.FAILED
+"""
+
+
+def test_failed_log_ends_everything_with_its_own_code(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path) as gateway:
+        children = gateway.child_pids()
+        subprocess.run(
+            [sys.executable, "-c", SET_FAILED, str(gateway.pid)], cwd=ROOT, check=True, timeout=10
+        )
+        status, _, body = gateway.request(
+            "POST", "/v1/ingest/d", EVENT, {"Content-Type": "application/json"}
+        )
+        assert (status, b'"failed"' in body) == (503, True)
+        assert gateway.request("GET", "/healthz")[0] == 503
+        os.kill(gateway.children()["delivery"][0], signal.SIGKILL)
+        assert gateway.process is not None
+        assert gateway.process.wait(10) == 5
+        assert not any(is_alive(pid) for pid in children)
+        assert "start the gateway again" in gateway.output()
+        gateway.start()
+        assert gateway.post() == 202
+
+
+def test_load_is_spread_over_the_workers(gateway: GatewayProcess) -> None:
+    seen = [gateway.health()["worker"]["index"] for _ in range(60)]
+    assert 10 <= seen.count(0) <= 50
+
+
+def test_every_202_survives_a_worker_killed_under_load(gateway: GatewayProcess) -> None:
+    accepted: list[int] = []
+    end = threading.Event()
+
+    def send() -> None:
+        count = 0
+        while not end.is_set():
+            with contextlib.suppress(OSError):
+                count += gateway.post() == 202
+        accepted.append(count)
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        time.sleep(0.3)  # load
+        workers = gateway.children()["worker"]
+        if workers:
+            os.kill(workers[0], signal.SIGKILL)
+    end.set()
+    for thread in threads:
+        thread.join()
+    wait_for(lambda: gateway.metric("gateway_events_published_total") >= sum(accepted), 10)
+    wait_for(lambda: gateway.metric("gateway_events_waiting") == 0, 10)
+    assert gateway.metric("gateway_unexplained_events") == 0
+
+
+def test_log_being_made_when_killed_is_made_again(tmp_path: Path) -> None:
+    making = tmp_path / "log" / "gateway.log.new"
+    making.parent.mkdir()
+    making.write_bytes(b"half")
+    with GatewayProcess(tmp_path) as gateway:
+        assert gateway.post() == 202
+        assert not making.exists()
+        assert (tmp_path / "log").stat().st_mode & 0o077 in (0, 0o055)
+
+
+def test_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "gateway.log").write_bytes(b"x" * (2 << 20))
+    gateway = GatewayProcess(tmp_path)
+    gateway.start(ready=False)
+    assert gateway.process is not None
+    assert gateway.process.wait(10) == 6
+    assert "move" in gateway.output()
+    assert "Traceback" not in gateway.output()
+
+
+def test_damage_below_the_watermark_is_copied_aside_before_the_gateway_goes_on(
+    tmp_path: Path,
+) -> None:
+    with GatewayProcess(tmp_path) as gateway:
+        for _ in range(3):
+            assert gateway.post() == 202
+        wait_for(lambda: gateway.metric("gateway_log_not_durable_bytes") == 0, 5)
+        time.sleep(0.5)  # two intervals: the persisted watermark follows one sync later
+    path = tmp_path / "log" / "gateway.log"
+    data = path.read_bytes()
+    place = data.index(EVENT, data.index(EVENT) + 1)  # of the second one
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"?")
+    damaged = path.read_bytes()
+    with GatewayProcess(tmp_path) as gateway:
+        (copy,) = path.parent.glob("gateway.log.corrupt-*")
+        assert copy.read_bytes() == damaged
+        assert copy.stat().st_mode & 0o777 == 0o600
+        assert "damage below the durable watermark" in gateway.output()
+        assert gateway.metric("gateway_log_recovered_corrupt_bytes") > 0
+        assert gateway.post() == 202
+
+
+def test_sigterm_while_the_log_is_made_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path, {"log.capacity_bytes": 1 << 30})
+    gateway.start(ready=False)
+    making = tmp_path / "log" / "gateway.log.new"
+    assert gateway.process is not None
+    wait_for(lambda: making.exists() and making.stat().st_size > 0, 5)
+    gateway.process.terminate()
+    assert gateway.process.wait(5) != 0
+    assert not (tmp_path / "log" / "gateway.log").exists()
+    gateway.settings["log.capacity_bytes"] = 1 << 20
+    gateway.start()
+    assert gateway.post() == 202
+    gateway.kill()
+
+
+def test_host_that_cannot_be_bound_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path, {"http.host": "192.0.2.1", "auth.allow_anonymous": "true"})
+    gateway.start(ready=False)
+    assert gateway.process is not None
+    assert gateway.process.wait(10) == 2
+    assert "http." in gateway.output()
+
+
+def test_ipv6_loopback_is_served(tmp_path: Path) -> None:
+    port = free_port()
+    gateway = GatewayProcess(tmp_path, {"http.host": "::1", "http.port": port}).start(ready=False)
+    try:
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection(("::1", port), 5) as client:
+                client.sendall(b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n")
+                return client.recv(12) == b"HTTP/1.1 200"
+            return False
+
+        wait_for(answers, 10, gateway.output())
+    finally:
+        gateway.kill()
