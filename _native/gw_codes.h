@@ -42,7 +42,8 @@
     X(DRAINING, "draining")                             \
     X(FAILED, "failed")                                 \
     X(ACCEPTED_PENDING, "accepted_pending")             \
-    X(INTERNAL, "internal")
+    X(INTERNAL, "internal")                             \
+    X(BAD_REQUEST, "bad_request")
 
 #define GW_CODE_ENUM(name, text) GW_CODE_##name,
 enum gw_code { GW_CODE_ACCEPTED = 0, GW_CODES(GW_CODE_ENUM) GW_CODE_COUNT };

@@ -119,8 +119,8 @@ gw_cursor gw_versioned_load(const gw_versioned *v)
 uint32_t gw_record_crc(const gw_header *header, const uint8_t *rest, uint64_t lsn)
 {
     bool pad = header->kind == GW_PAD;
-    uint32_t crc = gw_crc32c(pad ? GW_PAD_SEED : 0, (const uint8_t *)header + GW_CRC_FROM,
-                             sizeof *header - GW_CRC_FROM);
+    uint32_t crc =
+        gw_crc32c(pad ? GW_PAD_SEED : 0, (const uint8_t *)header + GW_CRC_FROM, sizeof *header - GW_CRC_FROM);
     if (!pad)
         crc = gw_crc32c(crc, rest, (size_t)header->device_id_bytes + header->body_bytes);
     return gw_crc32c_u64(crc, lsn);

@@ -42,7 +42,7 @@
 
 #include "gw_counters.h"
 
-typedef struct gw_log gw_log;           /* one process's view of a log; thread-safe where a comment does not forbid it */
+typedef struct gw_log gw_log; /* one process's view of a log; thread-safe where a comment does not forbid it */
 typedef struct gw_producer gw_producer; /* one claiming thread's intent slot */
 
 typedef enum gw_status {
@@ -61,9 +61,9 @@ typedef enum gw_status {
 
 /* Where and why, for statuses that are not verdicts. */
 typedef struct gw_error {
-    int error_number;     /* errno, or 0 */
-    uint64_t lsn;         /* for GW_CORRUPT */
-    char text[160];       /* what was being done */
+    int error_number; /* errno, or 0 */
+    uint64_t lsn;     /* for GW_CORRUPT */
+    char text[160];   /* what was being done */
 } gw_error;
 
 enum gw_kind { GW_DATA = 0, GW_VOID = 1, GW_PAD = 2 };

@@ -42,9 +42,10 @@ void gw_slot_write(gw_log *log, gw_slot_page *page, uint64_t sequence)
     page->crc = 0;
     page->crc = gw_crc32c(0, page, sizeof *page);
     uint8_t *to = log->file + (1 + sequence % 2) * GW_PAGE;
-    memcpy(to, page, sizeof *page / 2);
+    size_t head = offsetof(gw_slot_page, sink);
+    memcpy(to, page, head);
     GW_FAILPOINT(mid_slot);
-    memcpy(to + sizeof *page / 2, (uint8_t *)page + sizeof *page / 2, sizeof *page / 2);
+    memcpy(to + head, (const uint8_t *)page + head, sizeof *page - head);
 }
 
 static gw_status failed(gw_log *log, gw_error *error, const char *text)
@@ -80,10 +81,8 @@ gw_status gw_log_sync(gw_log *log, bool *changed, gw_error *error)
     gw_shared *shared = log->shared;
     if (gw_log_state(log) == GW_STATE_FAILED)
         return gw_fail(error, GW_FAILED, 0, gw_log_durable(log), "the log is in state FAILED");
-    gw_slot_page page = {.watermark = gw_log_durable(log),
-                         .epoch = shared->epoch,
-                         .epochs = shared->epochs,
-                         .sinks = shared->sinks};
+    gw_slot_page page = {
+        .watermark = gw_log_durable(log), .epoch = shared->epoch, .epochs = shared->epochs, .sinks = shared->sinks};
     memcpy(page.range, shared->range, sizeof page.range);
     uint64_t least = ~0ull;
     for (unsigned i = 0; i < shared->sinks; i++) {

@@ -430,8 +430,8 @@ static gw_status shared_new(gw_log *log, const gw_identity_page *identity, const
             return gw_fail(error, GW_ERRNO, why, 0, "shared memory for the log");
         }
     }
-    gw_shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE,
-                             fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+    gw_shared *shared =
+        mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
     if (shared == MAP_FAILED) {
         int why = errno;
         if (fd >= 0)

@@ -201,10 +201,10 @@ static inline _Atomic uint64_t *gw_word(const gw_log *log, uint64_t lsn)
 
 #ifdef GW_FAILPOINTS
 extern void (*gw_failpoint_hook)(const char *name);
-#define GW_FAILPOINT(name)               \
-    do {                                 \
-        if (gw_failpoint_hook)           \
-            gw_failpoint_hook(#name);    \
+#define GW_FAILPOINT(name)            \
+    do {                              \
+        if (gw_failpoint_hook)        \
+            gw_failpoint_hook(#name); \
     } while (0)
 #else
 #define GW_FAILPOINT(name) ((void)0)

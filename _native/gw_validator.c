@@ -75,7 +75,7 @@ const char *gw_validator_path(unsigned index)
 int gw_validate(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2], gw_verdict *verdict)
 {
     memset(verdict, 0, sizeof *verdict);
-    if (__builtin_expect(body_bytes > UINT32_MAX, 0)) /* positions are 32 bits wide */
+    if (__builtin_expect((uint64_t)body_bytes > UINT32_MAX, 0)) /* positions are 32 bits wide */
         return verdict->code = GW_CODE_BODY_TOO_LARGE;
     return atomic_load_explicit(&selected, memory_order_relaxed)->validate(body, body_bytes, hash_key, verdict);
 }

@@ -214,7 +214,7 @@ int gw_timestamp_escaped_ok(const uint8_t *text, size_t bytes)
     size_t n = 0;
     gw_unescaper walk = gw_unescaper_of(text, bytes);
     for (int byte; (byte = gw_unescaper_next(&walk)) >= 0;) {
-        if (n == 21 && plain[19] == '.' && is_digit(plain[20]) && is_digit((uint8_t)byte))
+        if (n == 21 && plain[19] == '.' && is_digit((uint8_t)byte))
             continue;
         if (n == sizeof plain)
             return 0;

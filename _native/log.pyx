@@ -246,14 +246,16 @@ def create(str path, uint64_t capacity_bytes, progress=None):
     if caught:
         raise caught[0]
     if status != GW_OK:
-        if capacity_bytes < GW_CAPACITY_MIN or capacity_bytes & (capacity_bytes - 1):
-            raise ValueError(f"capacity_bytes = {capacity_bytes} is not a power of two of at least {GW_CAPACITY_MIN}")
+        if not GW_CAPACITY_MIN <= capacity_bytes <= GW_CAPACITY_MAX or capacity_bytes & (capacity_bytes - 1):
+            raise ValueError(f"capacity_bytes = {capacity_bytes} is not a power of two from {GW_CAPACITY_MIN} "
+                             f"to {GW_CAPACITY_MAX}")
         raise OSError(error.error_number, error.text.decode() + ": " + os.strerror(error.error_number), path)
 
 
 cdef class Log:
     cdef gw_log *log
     cdef int producers
+    cdef int inside  # calls without the GIL: they stand in the map that close takes away
     cdef readonly object path
     cdef readonly object recovery
 
@@ -323,6 +325,8 @@ cdef class Log:
     def close(self):
         if self.producers:
             raise ValueError("an Ingest of this log is still open")
+        if self.inside:
+            raise ValueError("another thread is still in a call of this log")
         gw_log_close(self.log)
         self.log = NULL
 
@@ -395,8 +399,10 @@ cdef class Log:
     def follow(self, uint64_t seen, int timeout_ms):
         cdef gw_log *log = self.live()
         cdef uint64_t committed
+        self.inside += 1
         with nogil:
             committed = gw_log_follow(log, seen, timeout_ms)
+        self.inside -= 1
         return committed
 
     def wake(self):
@@ -433,8 +439,10 @@ cdef class Log:
         cdef gw_log *log = self.live()
         cdef gw_error error
         cdef gw_status status
+        self.inside += 1
         with nogil:
             status = gw_log_takeover(log, &error)
+        self.inside -= 1
         if status != GW_OK:
             raise error_of(status, &error, self.path)
 
@@ -443,8 +451,10 @@ cdef class Log:
         cdef gw_error error
         cdef gw_status status
         cdef c_bool changed = False
+        self.inside += 1
         with nogil:
             status = gw_log_sync(log, &changed, &error)
+        self.inside -= 1
         if status != GW_OK:
             raise error_of(status, &error, self.path)
         return bool(changed)
@@ -453,8 +463,10 @@ cdef class Log:
         cdef gw_log *log = self.live()
         cdef gw_error error
         cdef gw_status status
+        self.inside += 1
         with nogil:
             status = gw_log_run_committer(log, interval_ms, &error)
+        self.inside -= 1
         if status != GW_OK:
             raise error_of(status, &error, self.path)
 

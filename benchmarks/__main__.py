@@ -36,23 +36,20 @@ def benchmarks() -> list[Benchmark]:
 
 
 def select(every: list[Benchmark], patterns: list[str] | None) -> list[Benchmark]:
-    """Those with a row whose name is, begins with, or matches one of the patterns.
+    """Those with a row that is called so; else those with a row whose name begins so.
 
-    Raises ValueError.
+    Raises ValueError when there is none. A pattern may have * and ?.
     """
     if not patterns:
         return every
-    unknown = [p for p in patterns if not any(_matches(b, p) for b in every)]
-    if unknown:
-        names = ", ".join(name for benchmark in every for name in benchmark.names)
-        raise ValueError(f"no figure is called {', '.join(unknown)}; there are {names}")
-    return [b for b in every if any(_matches(b, p) for p in patterns)]
-
-
-def _matches(benchmark: Benchmark, pattern: str) -> bool:
-    if pattern in benchmark.names:
-        return True
-    return any(fnmatch.fnmatch(name, pattern + "*") for name in benchmark.names)
+    chosen: set[str] = set()
+    names = [name for benchmark in every for name in benchmark.names]
+    for pattern in patterns:
+        found = {pattern} & set(names) or set(fnmatch.filter(names, pattern + "*"))
+        if not found:
+            raise ValueError(f"no figure is called {pattern}; there are {', '.join(names)}")
+        chosen |= found
+    return [benchmark for benchmark in every if chosen & set(benchmark.names)]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

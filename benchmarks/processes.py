@@ -85,16 +85,19 @@ class Child:
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / f"{name}.log"
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment() | dict(settings or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if pipe else output,
-                stderr=output,
-                start_new_session=True,  # so that stop() can end its children with it
-                preexec_fn=_die_with_parent,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=environment() | dict(settings or {}),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if pipe else output,
+                    stderr=output,
+                    start_new_session=True,  # so that stop() can end its children with it
+                    preexec_fn=_die_with_parent,
+                )
+            except OSError as error:
+                raise Failed(f"{name} cannot be started: {command[0]}: {error.strerror}") from None
 
     @property
     def pid(self) -> int:

@@ -34,7 +34,7 @@ import uvloop
 
 from gateway import _log, metrics, process
 from gateway.embedded_broker import EmbeddedBroker
-from gateway.errors import Exit, GatewayError, PortBusy
+from gateway.errors import ConfigError, Exit, GatewayError, PortBusy
 from gateway.mqtt import LinkStatus
 from gateway.process import Launch
 from gateway.publisher import Publisher
@@ -57,13 +57,16 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[Exit] = self._loop.create_future()
         self._told = False
-        self._publisher = Publisher(
-            log,
-            log.sink(metrics.SINK),
-            launch.config.mqtt,
-            on_status=self._on_status,
-            status_file=process.mqtt_status_path(launch.config),
-        )
+        try:
+            self._publisher = Publisher(
+                log,
+                log.sink(metrics.SINK),
+                launch.config.mqtt,
+                on_status=self._on_status,
+                status_file=process.mqtt_status_path(launch.config),
+            )
+        except ValueError as error:  # a topic or a certificate file that cannot be used
+            raise ConfigError(str(error)) from error
         self._committer = threading.Thread(target=self._commit, name="committer", daemon=True)
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
 

@@ -186,6 +186,7 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
         500,
         "unexpected error; it is unknown whether the event was accepted: send it again",
     ),
+    Refusal("bad_request", 400, "HTTP/1.1 requires exactly one Host header"),
 )
 """All verdicts by number. `REFUSALS[0]` is "accepted"; the rest follow `_native/gw_codes.h`."""
 

@@ -47,10 +47,7 @@ FIELD_CHARACTERS_MAX: Final = 128
 """The name of an unknown field may be as long as a body; the answer shows its beginning."""
 ACCEPTED: Final = Answer(202, [TYPE_JSON, ("x-ack", "enqueue")], b'{"ack":"enqueue"}')
 
-BAD_REQUEST: Final = -1
-"""Not an event's verdict, so not among the numbers of `gw_codes.h`: the request itself is
-malformed."""
-_BAD_REQUEST: Final = Refusal("bad_request", 400, "HTTP/1.1 requires exactly one Host header")
+BAD_REQUEST: Final = NUMBER["bad_request"]
 _INCOMPLETE: Final = "the connection ended before the body was whole"
 
 NOT_FOUND: Final = NUMBER["not_found"]
@@ -82,14 +79,14 @@ def must_close(code: int) -> bool:
 
 
 def _answer(code: int, message: str | None = None) -> Answer:
-    refusal = _BAD_REQUEST if code == BAD_REQUEST else REFUSALS[code]
+    refusal = REFUSALS[code]
     headers = [TYPE_JSON]
     if must_close(code):
         headers.append(CLOSE)
     return Answer(refusal.status, headers, refusal.body(None, message))
 
 
-_ANSWERS: Final = {code: _answer(code) for code in range(BAD_REQUEST, len(REFUSALS))}
+_ANSWERS: Final = {code: _answer(code) for code in range(1, len(REFUSALS))}
 _WAITS: Final = [("retry-after", str(seconds)) for seconds in range(1, RETRY_AFTER_MAX_S + 1)]
 _LATER: Final = {
     code: [answer._replace(headers=[*answer.headers, wait]) for wait in _WAITS]

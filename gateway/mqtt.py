@@ -206,22 +206,29 @@ class TopicTemplate(NamedTuple):
 
 def parse_topic(template: str) -> TopicTemplate:
     """Check `mqtt.topic` (FAULTS, invariant 24; 4.7). Raises ValueError with what is wrong."""
+    if problem := _topic_problem(template):
+        raise ValueError(f"mqtt.topic: {problem}")
+    prefix, marker, suffix = template.partition("{device_id}")
+    return TopicTemplate(prefix, suffix if marker else None)
+
+
+def _topic_problem(template: str) -> str | None:
     parts = template.split("{device_id}")
     if len(parts) > 2:
-        raise ValueError("{device_id} may stand once")
+        return "{device_id} may stand once"
     if any("{" in part or "}" in part for part in parts):
-        raise ValueError("only {device_id} may stand in braces")
+        return "only {device_id} may stand in braces"
     if "+" in template or "#" in template:
-        raise ValueError("must not have the wildcards + and #")
+        return "must not have the wildcards + and #"
     if not template.isprintable():
-        raise ValueError("must not have control characters or lone surrogates")
+        return "must not have control characters or lone surrogates"
     if template.startswith("$"):
-        raise ValueError("must not start with $: such topics belong to the broker")
+        return "must not start with $: such topics belong to the broker"
     if "" in template.split("/"):
-        raise ValueError("has an empty level (a / at the start or end, or //)")
+        return "has an empty level (a / at the start or end, or //)"
     if len(template.replace("{device_id}", "x" * 64).encode()) > _mqtt.TOPIC_BYTES_MAX:
-        raise ValueError(f"longer than {_mqtt.TOPIC_BYTES_MAX} bytes when filled")
-    return TopicTemplate(parts[0], parts[1] if len(parts) == 2 else None)
+        return f"longer than {_mqtt.TOPIC_BYTES_MAX} bytes when filled"
+    return None
 
 
 # ---- properties -------------------------------------------------------------------------------

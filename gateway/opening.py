@@ -70,8 +70,8 @@ def open_log(config: Config) -> tuple[_log.Log, int]:
         ) from None
     if log.capacity_bytes != config.log.capacity_bytes:
         _logger.warning(
-            "log.capacity_bytes = %d has no effect: %s was made with %d, and keeps it. To change it,"
-            " let the log drain, stop the gateway and move the file away",
+            "log.capacity_bytes = %d has no effect: %s was made with %d, and keeps it. To change"
+            " it, let the log drain, stop the gateway and move the file away",
             config.log.capacity_bytes,
             path,
             log.capacity_bytes,

@@ -37,7 +37,7 @@ from typing import Final
 from gateway import _log, mqtt
 from gateway._log import Log
 from gateway._mqtt import Packet, View, Window
-from gateway.errors import GatewayError
+from gateway.errors import ConfigError, GatewayError
 from gateway.mqtt import Connack, LinkStatus, MqttSettings, broker_name, printable, reason_name
 from gateway.mqtt_link import Kind, Link, Lost
 
@@ -102,21 +102,24 @@ class Publisher:
         stable_s: float = STABLE_S,
         stable_with_ack_s: float = STABLE_WITH_ACK_S,
     ) -> None:
-        """Raises ValueError when a setting cannot be used (topic, certificate files).
+        """Raises ConfigError when a setting cannot be used (topic, certificate files).
 
         `on_status` is called, and `status_file` replaced, at each change of `status`. `draw` gives
         0 ... 1 for the jitter.
         """
         broker = settings.broker
         if broker is None:
-            raise ValueError("mqtt.url is not set")
-        topic = mqtt.parse_topic(settings.topic)
+            raise ConfigError("mqtt.url is not set")
+        try:
+            topic = mqtt.parse_topic(settings.topic)
+            self._tls = mqtt.tls_context(settings) if broker.tls else None
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         self._topic = topic
         self._log = log
         self._settings = settings
         self._broker = broker
         self.name = broker_name(broker)
-        self._tls = mqtt.tls_context(settings) if broker.tls else None
         self.window = Window(
             log,
             sink,

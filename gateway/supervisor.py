@@ -58,6 +58,8 @@ class Child:
         self.pidfd = -1
         self.started_s = 0.0
         self.deaths_young = 0
+        self.proved = False
+        """It has lived long enough once: its settings are good."""
         self.start_at_s: float | None = None
         """When it is to be started again."""
 
@@ -74,6 +76,7 @@ class Child:
     def next_wait_s(self) -> float:
         """How long to wait before it is started again; called once a death."""
         if time.monotonic() - self.started_s >= YOUNG_S:
+            self.proved = True
             self.deaths_young = 0
             return 0.0
         self.deaths_young += 1
@@ -103,6 +106,9 @@ class Supervisor:
 
     def run(self) -> Exit:
         """Until everything has ended. Raises GatewayError when it cannot start."""
+        # Until the children run there is nothing to drain: a signal ends the start. (Without a
+        # handler, process 1 of a container would not hear it.)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         process.raise_descriptor_limit()
         self._sockets = opening.bind(self._config)
         self._log, self._lock_fd = opening.open_log(self._config)
@@ -114,7 +120,6 @@ class Supervisor:
             self._children.append(
                 Child(f"worker-{index}", DOORS[self._config.http.server], index, listener)
             )
-        # Before this line a signal simply ends the process: there is nothing to drain.
         for number in _SIGNALS:
             signal.signal(number, lambda *_: None)  # the pipe tells
         signal.set_wakeup_fd(self._signaller_fd, warn_on_full_buffer=False)
@@ -204,7 +209,7 @@ class Supervisor:
             self._fail()
         elif self._ending:
             self._died_while_ending(child, code)
-        elif code in (Exit.USAGE, Exit.PORT_BUSY):
+        elif code in (Exit.USAGE, Exit.PORT_BUSY) and not child.proved:
             _logger.critical(
                 "%s cannot run with these settings; the line before this one says why", child.name
             )

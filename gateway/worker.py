@@ -68,15 +68,17 @@ class App:
             # Failed after the commit: it is unknown whether the event stays, and only a 500 says
             # that.
             return http.refusal(http.INTERNAL)
-        if code == http.DRAINING and self.log.state == _log.FAILED:
-            return http.refusal(http.FAILED)
-        return http.refusal(code, self.ingest.field, self.ingest.offset)
+        return http.refusal(self._why(code), self.ingest.field, self.ingest.offset)
 
     def refuse(self, code: int, started_ns: int) -> Answer:
         """Count and answer a refusal that the door decided."""
-        if code > 0:
-            self.ingest.refuse(code, started_ns)
+        code = self._why(code)
+        self.ingest.refuse(code, started_ns)
         return http.refusal(code)
+
+    def _why(self, code: int) -> int:
+        """The log's tail is closed when it drains and when it has failed."""
+        return http.FAILED if code == http.DRAINING and self.log.state == _log.FAILED else code
 
     def internal(self, started_ns: int) -> Answer:
         """The answer when the door's own code raised: logged, counted, never silent. Call it in the

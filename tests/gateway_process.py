@@ -6,6 +6,7 @@
 Without `mqtt.url` the broker is a port on which nobody listens: events stay in the log. Signals go
 to pids that are this gateway's own, never to names."""
 
+import atexit
 import http.client
 import json
 import os
@@ -62,6 +63,7 @@ class GatewayProcess:
             self.port = int(str(self.settings["http.port"]))
         self.process: subprocess.Popen[bytes] | None = None
         self.environment = dict(os.environ)
+        atexit.register(self.kill)  # a test that fails before it stops it leaves nothing behind
 
     # ---- life ------------------------------------------------------------------------------------
 

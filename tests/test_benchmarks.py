@@ -218,6 +218,11 @@ def test_only_takes_the_beginning_of_a_name() -> None:
     assert [each.names for each in chosen] == [("latency_ms_p50", "latency_ms_p99")]
 
 
+def test_only_prefers_the_row_that_is_called_so() -> None:
+    chosen = command.select(command.benchmarks(), ["publisher_vs_raw_socket"])
+    assert [each.names for each in chosen] == [("publisher_vs_raw_socket",)]
+
+
 def test_only_refuses_an_unknown_name() -> None:
     with pytest.raises(ValueError, match="no figure is called speed"):
         command.select(command.benchmarks(), ["speed"])
@@ -358,6 +363,11 @@ def test_a_child_that_dies_is_a_failure_with_its_last_words(tmp_path: Path) -> N
     with processes.Child("server", command, tmp_path) as child:
         with pytest.raises(Failed, match="server ended with 1: the port is taken"):
             child.wait_until(lambda: False, 10, "ready")
+
+
+def test_a_program_that_cannot_be_started_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="broker cannot be started: /nowhere/broker"):
+        processes.Child("broker", ["/nowhere/broker"], tmp_path)
 
 
 def test_a_program_that_is_not_installed_is_a_failure() -> None:

@@ -345,6 +345,9 @@ def test_no_local_and_unsubscribe_are_obeyed() -> None:
             assert await one.packet() == (0xB0, b"\x00\x02\x00\x00\x11")
             one.send(publish("b", b"z", 3))
             assert await one.packet() == (0x40, b"\x00\x03\x10")
+            await one.subscribe("b")
+            one.send(publish("b", b"again"))
+            assert (await one.publish()).payload == b"again"
             assert await one.subscribe("$share/g/a", "x#") == [0x9E, 0x8F]
             one.writer.close()
 
@@ -361,8 +364,14 @@ def test_sessions_are_kept_and_taken_over() -> None:
             assert await one.closed() == 0x8E
             two.send(publish("a", b"x"))
             assert (await two.publish()).payload == b"x"
+            other, _ = await Client.open(broker)
+            other.send(publish("a", b"y", 1))
+            assert await other.packet() == (0x40, b"\x00\x01")
             two.writer.transport.abort()
             await until(lambda: broker.client_of("me") is None)
+            other.send(publish("a", b"z", 2))  # the session is kept, nobody is there
+            assert await other.packet() == (0x40, b"\x00\x02\x10")
+            other.writer.close()
             three, connack = await Client.open(broker, "me", clean_start=True)
             assert connack[0] == 0
             three.send(publish("a", b"x", 1))

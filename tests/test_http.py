@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import http
 from tests.gateway_process import EVENT, ROOT, GatewayProcess, wait_for
 
 DEADLINE_MS = 400
@@ -497,6 +498,20 @@ def test_one_byte_segments_are_one_request(gateway: GatewayProcess) -> None:
     assert answer.status == 202
 
 
+class FakeHeaders(dict[str, str]):
+    """As a door gives them to `examine`, also where its server would not."""
+
+    def get_all(self, key: str) -> list[str]:
+        return [self[key]] if key in self else []
+
+
+def test_length_beside_a_transfer_encoding_does_not_count() -> None:
+    headers = FakeHeaders({"content-length": "5", "content-type": "application/json"})
+    assert http.examine(headers, "", 10) == 0
+    headers["transfer-encoding"] = "chunked"
+    assert http.examine(headers, "", 10) == http.LENGTH_REQUIRED
+
+
 def test_smuggled_request_is_not_seen(gateway: GatewayProcess) -> None:
     before = in_log(gateway)
     inner = request(path="/v1/ingest/smuggled")
@@ -515,6 +530,7 @@ def test_too_large_body_is_drained_so_that_the_answer_is_seen(
     gateway: GatewayProcess, size: int
 ) -> None:
     with Client(gateway.port) as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that it must drain
         client.send(request(b" " * size))
         answer = client.answer()
         assert answer is not None
@@ -539,6 +555,10 @@ def test_endless_body_is_cut(gateway: GatewayProcess) -> None:
 def test_refused_body_that_is_awaited_keeps_the_connection(gateway: GatewayProcess) -> None:
     with Client(gateway.port) as client:
         client.send(request(b"", length=f"Content-Length: {len(EVENT)}", media="Content-Type: a/b"))
+        client.socket.settimeout(DEADLINE_MS / 4000)
+        with pytest.raises(TimeoutError):
+            client.answer()
+        client.socket.settimeout(5)
         client.send(EVENT)
         answer = client.answer()
         assert answer is not None
@@ -649,7 +669,7 @@ INJECTED = """
 
     class Broken:
         field = offset = None
-        def event(self, *_): raise KeyError("injected \\n\\x1b[31m")
+        def event(self, *_): raise RuntimeError("injected \\n\\x1b[31m")
         def refuse(self, *_): pass
         def close(self): pass
 
@@ -687,5 +707,5 @@ def test_exception_in_the_handler_is_a_500_with_a_body_and_one_log_line(tmp_path
         worker.wait()
     lines = [line for line in errors.decode().splitlines() if "internal error" in line]
     assert len(lines) == 1, "once a second, not once a request"
-    assert "KeyError" in lines[0]
+    assert "RuntimeError: injected" in lines[0]
     assert "\x1b" not in errors.decode()

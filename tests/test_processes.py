@@ -202,6 +202,7 @@ def test_draining_gateway_refuses_with_503_and_closes(tmp_path: Path) -> None:
                 b"Content-Length: %d\r\n\r\n" % len(EVENT)
             )
             gateway.process.terminate()
+            began = time.monotonic()
             wait_for(lambda: gateway.request("GET", "/readyz")[0] == 503, 1)
             status, headers, body = gateway.request(
                 "POST", "/v1/ingest/d", EVENT, {"Content-Type": "application/json"}
@@ -213,7 +214,50 @@ def test_draining_gateway_refuses_with_503_and_closes(tmp_path: Path) -> None:
             waiting.sendall(EVENT)
             assert waiting.recv(12) == b"HTTP/1.1 503"
         assert gateway.process.wait(10) == 0
+        assert time.monotonic() - began > 1.2, "it goes on trying until the deadline"
         assert "1 events are not published yet" in gateway.output()
+
+
+BROKER = """
+import asyncio, sys
+from gateway.embedded_broker import EmbeddedBroker
+
+async def main():
+    await EmbeddedBroker("127.0.0.1", int(sys.argv[1])).start()
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_broker_that_comes_back_during_the_drain_gets_everything(tmp_path: Path) -> None:
+    port = free_port()
+    settings = {
+        "mqtt.url": f"mqtt://127.0.0.1:{port}",
+        "mqtt.backoff_base_ms": 10,
+        "mqtt.backoff_max_ms": 50,
+    }
+    with GatewayProcess(tmp_path, settings) as gateway:
+        for _ in range(20):
+            assert gateway.post() == 202
+        assert gateway.process is not None
+        gateway.process.terminate()
+        wait_for(lambda: gateway.request("GET", "/readyz")[0] == 503, 2)
+        broker = subprocess.Popen([sys.executable, "-c", BROKER, str(port)], cwd=ROOT)
+        try:
+            assert gateway.process.wait(10) == 0
+        finally:
+            broker.kill()
+            broker.wait()
+        assert "not published yet" not in gateway.output()
+
+
+def test_sigterm_while_the_children_start_is_not_lost(tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path, {"mqtt.url": "embedded"}).start(ready=False)
+    assert gateway.process is not None
+    wait_for(lambda: len(gateway.child_pids()) == 2)
+    gateway.process.terminate()
+    assert gateway.process.wait(10) == 0
 
 
 def test_body_in_flight_at_the_end_is_answered(tmp_path: Path) -> None:
@@ -305,6 +349,8 @@ log.state = _log.FAILED
 def test_failed_log_ends_everything_with_its_own_code(tmp_path: Path) -> None:
     with GatewayProcess(tmp_path) as gateway:
         children = gateway.child_pids()
+        delivery = wait_for(lambda: gateway.children()["delivery"])[0]
+        os.kill(delivery, signal.SIGSTOP)  # so that there is time to look
         subprocess.run(
             [sys.executable, "-c", SET_FAILED, str(gateway.pid)], cwd=ROOT, check=True, timeout=10
         )
@@ -313,10 +359,44 @@ def test_failed_log_ends_everything_with_its_own_code(tmp_path: Path) -> None:
         )
         assert (status, b'"failed"' in body) == (503, True)
         assert gateway.request("GET", "/healthz")[0] == 503
-        os.kill(gateway.children()["delivery"][0], signal.SIGKILL)
+        os.kill(delivery, signal.SIGCONT)
+        os.kill(delivery, signal.SIGKILL)
         assert gateway.process is not None
         assert gateway.process.wait(10) == 5
         assert not any(is_alive(pid) for pid in children)
+        assert "start the gateway again" in gateway.output()
+        gateway.start()
+        assert gateway.post() == 202
+
+
+def test_sync_that_fails_ends_the_gateway_and_no_2xx_follows(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path) as gateway:
+        assert gateway.post() == 202
+        delivery = wait_for(lambda: gateway.children()["delivery"])[0]
+        tracer = subprocess.Popen(
+            [
+                *("strace", "-f", "-qq", "-e", "trace=fdatasync"),
+                *("-e", "inject=fdatasync:error=EIO"),
+                *("-o", str(tmp_path / "strace.txt"), "-p", str(delivery)),
+            ],
+            stderr=subprocess.PIPE,
+        )
+        try:
+            statuses = []
+            until = time.monotonic() + 10
+            while gateway.alive() and time.monotonic() < until:
+                try:
+                    statuses.append(gateway.post())
+                except OSError:
+                    statuses.append(0)
+            assert gateway.process is not None
+            assert gateway.process.wait(5) == 5
+        finally:
+            tracer.kill()
+            tracer.communicate()
+        after = statuses[next(i for i, status in enumerate(statuses) if status != 202) :]
+        assert 202 not in after
+        assert set(after) <= {503, 500, 0}
         assert "start the gateway again" in gateway.output()
         gateway.start()
         assert gateway.post() == 202
@@ -406,7 +486,7 @@ def test_sigterm_while_the_log_is_made_leaves_nothing_in_the_way(tmp_path: Path)
     assert gateway.process is not None
     wait_for(lambda: making.exists() and making.stat().st_size > 0, 5)
     gateway.process.terminate()
-    assert gateway.process.wait(5) != 0
+    assert gateway.process.wait(5) == 130
     assert not (tmp_path / "log" / "gateway.log").exists()
     gateway.settings["log.capacity_bytes"] = 1 << 20
     gateway.start()

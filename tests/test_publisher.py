@@ -8,6 +8,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -17,12 +18,14 @@ import pytest
 import uvloop
 
 from gateway import _log
+from gateway.errors import ConfigError
 from gateway.mqtt import LinkStatus
 from gateway.publisher import Backoff, Publisher
 from gateway.settings import MqttConfig
 from tests import brokers, mosquitto
 from tests.brokers import Peer, Publish, ScriptedBroker
 
+ROOT = Path(__file__).parents[1]
 Script = Callable[[Peer], Awaitable[None]]
 
 
@@ -248,7 +251,7 @@ def test_an_assigned_client_id_is_kept(source: Source) -> None:
     ("changes", "names"),
     [
         ({"url": None}, "mqtt.url"),
-        ({"topic": "a/+"}, "wildcards"),
+        ({"topic": "a/+"}, "mqtt.topic: must not have the wildcards"),
         ({"url": "mqtts://h", "ca_file": "/nonexistent"}, "mqtt.ca_file"),
         ({"url": "mqtts://h", "cert_file": "/no", "key_file": "/no"}, "mqtt.cert_file"),
     ],
@@ -256,7 +259,7 @@ def test_an_assigned_client_id_is_kept(source: Source) -> None:
 def test_settings_that_cannot_work_are_refused_at_once(
     source: Source, changes: dict[str, Any], names: str
 ) -> None:
-    with pytest.raises(ValueError, match=names):
+    with pytest.raises(ConfigError, match=names):
         Publisher(source.log, 0, settings(1, **changes))
 
 
@@ -471,7 +474,9 @@ def test_a_refused_record_is_tried_again_until_it_is_accepted(
         await drained(publisher, broker)
         assert publisher.status.state == "connected"
 
-    scripted(source, script, check, backoff_base_ms=20)
+    scripted(source, script, check, {"draw": lambda: 1.0}, backoff_base_ms=20)
+    assert times[1] - times[0] > 0.035  # patience: 20 ms, 40 ms, 40 ms
+    assert times[2] - times[1] > 0.035
     assert numbers(seen) == [2, 3, 4]  # the order of the log after the hold
     assert source.published == 5
     assert source.log.unexplained(0) == 0
@@ -970,6 +975,58 @@ def test_a_host_that_is_not_found_is_an_alarm(source: Source) -> None:
     run(main())
 
 
+def test_a_stopped_process_reads_what_came_before_it_judges(source: Source) -> None:
+    source.add(1)
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        publish = await peer.publish()
+        # The PUBACK waits in the socket while everything, timers too, stands still.
+        os.write(peer._writer.get_extra_info("socket").fileno(), brokers.puback(publish.id))
+        time.sleep(1.0)
+        await peer.left()
+
+    async def check(publisher: Publisher, broker: ScriptedBroker) -> None:
+        await until(lambda: source.published == 1)
+
+    scripted(source, script, check, puback_timeout_ms=200)
+    assert source.counter("mqtt_disconnects") == 0
+
+
+def test_a_broker_killed_between_file_and_puback_loses_nothing(
+    source: Source, tmp_path: Path
+) -> None:
+    file, port = tmp_path / "messages", mosquitto.free_port()
+    command = [sys.executable, "-m", "tests.brokers", "record", "--port", str(port)]
+    command += ["--file", str(file)]
+
+    async def main() -> None:
+        async with publishing(source, port) as publisher:
+            for _ in range(3):
+                process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+                try:
+                    source.add(2000)
+                    publisher.on_committed()
+                    acks = publisher.window.look().acks
+                    await until(lambda acks=acks: publisher.window.look().acks > acks + 100)
+                finally:
+                    process.kill()
+                    process.wait()
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+            try:
+                assert await publisher.drain(10)
+            finally:
+                process.kill()
+                process.wait()
+
+    run(main())
+    payloads = [message["payload"].encode() for message in brokers.recorded(file)]
+    assert set(payloads) == {event(n) for n in range(6000)}
+    firsts = list(dict.fromkeys(payloads))
+    assert firsts == [event(n) for n in range(6000)]  # repeats aside, the order of the log
+    assert source.log.unexplained(0) == 0
+
+
 # ---- a real broker ----------------------------------------------------------------------------
 
 needs_mosquitto = pytest.mark.skipif(mosquitto.find() is None, reason="mosquitto is not installed")
@@ -1026,3 +1083,55 @@ def test_mosquitto_killed_again_and_again_loses_nothing_unacknowledged(
     run(main())
     assert source.published == source.log.cursor(0).ordinal == 2400
     assert source.log.unexplained(0) == 0
+
+
+@needs_mosquitto
+def test_mosquitto_is_reached_with_tls_and_a_client_certificate(
+    source: Source, tmp_path: Path, certificates: Path
+) -> None:
+    source.add(10)
+    listener = (
+        f"cafile {certificates / 'ca.pem'}",
+        f"certfile {certificates / 'server.pem'}",
+        f"keyfile {certificates / 'server.key'}",
+        "require_certificate true",
+    )
+
+    async def main() -> None:
+        with mosquitto.Mosquitto(tmp_path / "m", listener=listener) as broker:
+            async with publishing(
+                source,
+                broker.port,
+                url=f"mqtts://127.0.0.1:{broker.port}",
+                ca_file=str(certificates / "ca.pem"),
+                cert_file=str(certificates / "client.pem"),
+                key_file=str(certificates / "client.key"),
+                server_name="broker.test",
+            ) as publisher:
+                assert await publisher.drain(5), publisher.status
+
+    run(main())
+    assert source.published == 10
+
+
+@needs_mosquitto
+def test_a_topic_that_mosquitto_forbids_holds_until_it_is_allowed(
+    source: Source, tmp_path: Path
+) -> None:
+    source.add(3)
+    acl = tmp_path / "acl"
+    acl.write_text("topic write other/#\n")
+    acl.chmod(0o644)
+
+    async def main() -> None:
+        with mosquitto.Mosquitto(tmp_path / "m", f"acl_file {acl}") as broker:
+            async with publishing(source, broker.port) as publisher:
+                await until(lambda: publisher.status.state == "held")
+                assert "0x87 not authorized" in publisher.status.last_error
+                assert source.published == 0
+                acl.write_text("topic write telemetry/#\n")
+                broker.send_signal(signal.SIGHUP)
+                assert await publisher.drain(5), publisher.status
+
+    run(main())
+    assert source.published == 3

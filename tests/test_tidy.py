@@ -1,8 +1,9 @@
-"""Style as a test: layers, widths, lengths, names, stubs (docs/DESIGN section 6, STYLE 14)."""
+"""Style as a test: layers, widths, lengths, names, stubs, and nothing of one machine."""
 
 import ast
 import importlib
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +151,12 @@ def test_a_stub_and_its_module_have_the_same_names(stub: Path) -> None:
                 extra = set()  # what NamedTuple brings; attributes set on the instance
                 missing &= set(getattr(compiled, "_fields", ()))
             assert (missing, extra) == (set(), set()), node.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").iterdir()), ids=lambda path: path.name)
+def test_scripts_are_posix_shell(path: Path) -> None:
+    assert path.read_text().startswith("#!/bin/sh\n")
+    subprocess.run(["sh", "-n", path], check=True)
 
 
 def test_no_file_names_a_place_of_one_machine() -> None:

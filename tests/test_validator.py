@@ -306,6 +306,14 @@ def test_names_that_differ_in_one_byte_are_no_duplicates(length):
     assert code_of(event(metrics=dict.fromkeys(names, 1))) == ""
 
 
+def test_32_names_that_differ_in_two_bytes_are_no_duplicates():
+    for length in range(3, 33):
+        for position in range(1, length - 1):
+            before, behind = "a" * position, "b" * (length - position - 2)
+            names = [f"{before}{i:02}{behind}" for i in range(32)]
+            assert validator.validate(event(metrics=dict.fromkeys(names, 1))).code == ""
+
+
 def test_duplicate_is_found_at_every_place_among_32_names():
     for first in range(31):
         names = [f"m{i}" for i in range(31)]
@@ -502,6 +510,15 @@ def test_every_byte_inside_a_timestamp_is_judged_like_the_reference(byte):
             assert_as_reference(b'{"metrics":{},"ts":"' + changed + b'"}')
 
 
+def test_character_of_several_bytes_inside_a_timestamp_is_refused():
+    text = "2025-09-23T11:18:41.123456+01:00"
+    for character in ("\u0080", "\u00ba", "\u00e5", "\u07ff", "\u0800", "\u20ac", "\U0001f600"):
+        for position in range(len(text)):
+            for width in (len(character.encode()), 1):
+                changed = text[:position] + character + text[position + width :]
+                assert verdict_of(event(ts=changed)).code == "bad_ts"
+
+
 def test_every_day_of_the_calendar_is_judged_like_the_reference():
     for year in (0, 1, 4, 100, 400, 1900, 1999, 2000, 2023, 2024, 2100, 9999):
         for month in range(14):
@@ -648,14 +665,25 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("shape", HOSTILE)
-def test_time_grows_no_faster_than_the_body(shape):
-    """Eight times the body may take 24 times as long: linear is 8, quadratic is 64."""
-    small, large = HOSTILE[shape](20_000), HOSTILE[shape](160_000)
+def assert_linear(small: bytes, large: bytes) -> None:
+    """Eight times the work may take 24 times as long: linear is 8, quadratic is 64."""
     for _ in range(5):
         if seconds_for(large) <= 24 * seconds_for(small) + 20e-6:
             return
     pytest.fail(f"{seconds_for(small):.6f} s, {seconds_for(large):.6f} s for 8 times as much")
+
+
+@pytest.mark.parametrize("shape", HOSTILE)
+def test_time_grows_no_faster_than_the_body(shape):
+    assert_linear(HOSTILE[shape](20_000), HOSTILE[shape](160_000))
+
+
+@pytest.mark.parametrize("key", ["%d", "\\u0061%d", "one_head_for_all_%04d"])
+def test_time_grows_no_faster_than_the_keys(key):
+    objects = [",".join(f'"{key % i}":0' for i in range(count)) for count in (125, 1000)]
+    small, large = (json_cases.in_payload(b"{%s}" % keys.encode()) for keys in objects)
+    assert code_of(large) == ""
+    assert_linear(small, large)
 
 
 # ---------------------------------------------------------------------------- against the reference

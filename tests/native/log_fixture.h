@@ -28,24 +28,24 @@
 #include "gw_hash.h"
 #include "gw_log_shared.h"
 
-#define CHECK(condition)                                                                                \
-    do {                                                                                                \
-        if (!(condition))                                                                               \
-            check_failed(__FILE__, __LINE__, __func__, #condition);                                     \
+#define CHECK(condition)                                            \
+    do {                                                            \
+        if (!(condition))                                           \
+            check_failed(__FILE__, __LINE__, __func__, #condition); \
     } while (0)
-#define CHECK_EQ(left, right)                                                                           \
-    do {                                                                                                \
-        unsigned long long left_ = (unsigned long long)(left), right_ = (unsigned long long)(right);    \
-        if (left_ != right_) {                                                                          \
-            fprintf(stderr, "%s = %llu (%#llx), %s = %llu (%#llx)\n", #left, left_, left_, #right,      \
-                    right_, right_);                                                                    \
-            check_failed(__FILE__, __LINE__, __func__, #left " == " #right);                            \
-        }                                                                                               \
+#define CHECK_EQ(left, right)                                                                                       \
+    do {                                                                                                            \
+        unsigned long long left_ = (unsigned long long)(left), right_ = (unsigned long long)(right);                \
+        if (left_ != right_) {                                                                                      \
+            fprintf(stderr, "%s = %llu (%#llx), %s = %llu (%#llx)\n", #left, left_, left_, #right, right_, right_); \
+            check_failed(__FILE__, __LINE__, __func__, #left " == " #right);                                        \
+        }                                                                                                           \
     } while (0)
 
 static char check_note[160]; /* what a loop was at, shown with a failure */
 
-__attribute__((noreturn)) static inline void check_failed(const char *file, int line, const char *where, const char *what)
+__attribute__((noreturn)) static inline void check_failed(const char *file, int line, const char *where,
+                                                          const char *what)
 {
     fprintf(stderr, "%s:%d: %s: %s%s%s\n", file, line, where, what, check_note[0] ? "; at " : "", check_note);
     fflush(NULL);
@@ -117,7 +117,8 @@ static inline void sample_free(sample *s)
     free(s->body);
 }
 
-static inline gw_status put(gw_producer *producer, uint64_t id, unsigned device_id_bytes, unsigned body_bytes, uint64_t *lsn)
+static inline gw_status put(gw_producer *producer, uint64_t id, unsigned device_id_bytes, unsigned body_bytes,
+                            uint64_t *lsn)
 {
     sample s;
     sample_make(&s, id, device_id_bytes, body_bytes);
@@ -183,8 +184,7 @@ static inline gw_status fixture_open(fixture *f, bool accept_corruption)
 {
     f->fd_lock = open(f->path, O_RDWR | O_CLOEXEC);
     CHECK(f->fd_lock >= 0);
-    gw_status status =
-        gw_log_open(f->path, f->fd_lock, f->sinks, accept_corruption, &f->log, &f->report, &f->error);
+    gw_status status = gw_log_open(f->path, f->fd_lock, f->sinks, accept_corruption, &f->log, &f->report, &f->error);
     if (status != GW_OK) {
         f->log = NULL;
         close(f->fd_lock);
@@ -352,13 +352,13 @@ static inline unsigned seqs(gw_log *log, uint64_t from, uint64_t *out, unsigned 
     return n;
 }
 
-#define CHECK_SEQS(log, from, ...)                                                                     \
-    do {                                                                                               \
-        uint64_t want_[] = {__VA_ARGS__}, got_[4096];                                                  \
-        unsigned n_ = seqs(log, from, got_, 4096);                                                     \
-        CHECK_EQ(n_, sizeof want_ / sizeof *want_);                                                    \
-        for (unsigned i_ = 0; i_ < n_; i_++)                                                           \
-            CHECK_EQ(got_[i_], want_[i_]);                                                             \
+#define CHECK_SEQS(log, from, ...)                    \
+    do {                                              \
+        uint64_t want_[] = {__VA_ARGS__}, got_[4096]; \
+        unsigned n_ = seqs(log, from, got_, 4096);    \
+        CHECK_EQ(n_, sizeof want_ / sizeof *want_);   \
+        for (unsigned i_ = 0; i_ < n_; i_++)          \
+            CHECK_EQ(got_[i_], want_[i_]);            \
     } while (0)
 
 /* ---- claims that are left half-way ---------------------------------------------------------------------------- */

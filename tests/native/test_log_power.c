@@ -43,7 +43,7 @@ static struct run {
     unsigned versions;
     enum { RUNNING, RECOVERING } mode;
     unsigned recovery_syncs, recovery_dies_at;
-    bool cut_in_sync, lies;
+    bool cut_in_sync, all_killed, lies;
 } run;
 
 static unsigned images, recoveries_cut, recovered_records, takeovers;
@@ -53,14 +53,14 @@ static unsigned dice(unsigned sides)
     return (unsigned)((run.random = scramble(run.random)) >> 33) % sides;
 }
 
-#define MUST(condition, ...)                                                    \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
-            fprintf(stderr, __VA_ARGS__);                                       \
-            fprintf(stderr, "\n");                                              \
-            NOTE("seed %llu", (unsigned long long)run.seed);                    \
-            CHECK(condition);                                                   \
-        }                                                                       \
+#define MUST(condition, ...)                                 \
+    do {                                                     \
+        if (!(condition)) {                                  \
+            fprintf(stderr, __VA_ARGS__);                    \
+            fprintf(stderr, "\n");                           \
+            NOTE("seed %llu", (unsigned long long)run.seed); \
+            CHECK(condition);                                \
+        }                                                    \
     } while (0)
 
 /* ---- what the disk may hold ----------------------------------------------------------------------------------- */
@@ -157,8 +157,8 @@ static void op_publish(void)
         MUST(status == GW_OK, "sink %u reads status %d at %llu, committed %llu", sink, status,
              (unsigned long long)c.lsn, (unsigned long long)committed);
         if (r.kind == GW_DATA) {
-            MUST(r.seq < run.events && run.truth[r.seq].lsn == r.lsn && is_sample(&r), "sink %u reads a wrong record at %llu",
-                 sink, (unsigned long long)c.lsn);
+            MUST(r.seq < run.events && run.truth[r.seq].lsn == r.lsn && is_sample(&r),
+                 "sink %u reads a wrong record at %llu", sink, (unsigned long long)c.lsn);
             run.truth[r.seq].published[sink] = true;
             c.published++;
             c.ordinal++;
@@ -266,8 +266,12 @@ static void op_committer_dies(void)
         return; /* the power failed first */
     }
     dies_at = NULL;
-    takeovers++;
     now_durable(); /* what somebody may have been told */
+    if (dice(3) == 0) { /* everybody was */
+        run.all_killed = true;
+        return;
+    }
+    takeovers++;
     gw_status status = gw_log_takeover(run.f.log, &run.f.error);
     MUST(status == GW_OK || run.cut_in_sync, "takeover: %s", run.f.error.text);
 }
@@ -350,7 +354,7 @@ static void op_crash(bool kill)
     gw_producer_close(run.producer);
     run.producer = NULL;
     fixture_close(&run.f);
-    run.cut_in_sync = false;
+    run.cut_in_sync = run.all_killed = false;
     if (!kill)
         cut();
     run.mode = RECOVERING;
@@ -400,8 +404,8 @@ static void one_run(uint64_t seed, bool lies)
             op_committer_dies();
         else
             op_crash(what >= 97);
-        if (run.cut_in_sync)
-            op_crash(false);
+        if (run.cut_in_sync || run.all_killed)
+            op_crash(run.all_killed || dice(4) == 0);
         follow(run.f.log);
         MUST(gw_log_state(run.f.log) == GW_RUNNING, "the log is in state FAILED");
     }

@@ -271,19 +271,16 @@ static void test_open_entries_are_bounded_when_one_puback_is_lost(void)
 
 static void test_unknown_repeated_and_zero_ids_are_protocol_errors(void)
 {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         gw_log *log = log_of(3);
         gw_window *w = window_of(log, 10);
         seen s[4];
         gw_window_open(w, false, 65535, 0);
         CHECK(fill(w, s, 4) == 3);
         CHECK(puback(w, s[1].id, -1) == GW_MQTT_OK);
-        CHECK(puback(w,
-                     i == 0   ? 0
-                     : i == 1 ? s[1].id
-                     : i == 2 ? (uint16_t)(s[2].id + 1)
-                              : 60000,
-                     -1) == GW_MQTT_PROTOCOL);
+        /* the last one: another entry's slot of the ring, which has 1024 */
+        const uint16_t wrong[5] = {0, s[1].id, (uint16_t)(s[2].id + 1), 60000, (uint16_t)(s[0].id + 1024)};
+        CHECK(puback(w, wrong[i], -1) == GW_MQTT_PROTOCOL);
         CHECK(*gw_window_error(w));
         CHECK(fill(w, s, 4) == 0 && puback(w, s[0].id, -1) == GW_MQTT_PROTOCOL);
         done(w, log);

@@ -1,0 +1,442 @@
+"""Each rule of the log is taken away once, and a named test must notice.
+
+A mutant is a patch of _native (old text, which must stand there exactly once, and new text). ROWS are those of the table
+"Why, rule by rule" in docs/log.md that are built so far; RULES are other sentences of it, and every bug that its tests
+have found. The same tests pass on the code as it is (test_native.py, and once more here).
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.native_build import NATIVE, TESTS, build, run
+
+LOG, COMMIT, RECOVER = "gw_log.c", "gw_log_commit.c", "gw_log_recover.c"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    source: str
+    patches: tuple[tuple[str, str], ...]
+    program: str
+    test: str
+    mode: str = "plain"
+
+
+POWER = ("test_log_power", "every_image_of_a_power_cut_is_recovered")
+
+ROWS = [
+    Mutant(
+        "the dead slot at the stuck position owns the hole",
+        LOG,
+        (("    if (living)\n        return false;", "    if (living == members)\n        return false;"),),
+        "test_log_races",
+        "dead_intent_at_the_claim_of_a_living_one_is_not_padded",
+    ),
+    Mutant(
+        "free a slot at once on death",
+        LOG,
+        (("if (pos == GW_POSITION_NONE || pos <", "if (true || pos <"),),
+        "test_log_races",
+        "dead_slot_is_not_reused_while_its_claim_is_a_hole",
+    ),
+    Mutant(
+        "pad at the end of the ring",
+        LOG,
+        (
+            (
+                "        atomic_store_explicit(&intent->len, n, memory_order_relaxed);\n",
+                """        uint64_t rest = shared->capacity - (t & producer->log->mask);
+        if (rest < n) {
+            if (atomic_compare_exchange_strong(&shared->tail, &t, t + rest)) {
+                gw_pad_write(producer->log, t, t + rest, shared->epoch, shared->mix);
+                t += rest;
+            }
+            continue;
+        }
+        atomic_store_explicit(&intent->len, n, memory_order_relaxed);
+""",
+            ),
+        ),
+        "test_log",
+        "record_runs_over_the_ring_end_at_every_alignment",
+    ),
+    Mutant(
+        "stop at the first damaged record on recovery",
+        RECOVER,
+        (
+            (
+                "        while (x <= last && !whole(&s, x, &data))\n            x += 8;\n",
+                "        x = last + 1;\n",
+            ),
+        ),
+        "test_log_recovery",
+        "records_behind_a_half_written_claim_are_recovered",
+    ),
+    Mutant(
+        "reuse up to the live cursor",
+        LOG,
+        (
+            (
+                "uint64_t reclaim = atomic_load_explicit(&shared->reclaim, memory_order_acquire); /* R */",
+                """uint64_t reclaim = ~0ull;
+        for (unsigned i = 0; i < shared->sinks; i++)
+            if (gw_cursor_load(producer->log, i).lsn < reclaim)
+                reclaim = gw_cursor_load(producer->log, i).lsn;""",
+            ),
+        ),
+        *POWER,
+    ),
+    Mutant(
+        "rewrite slots freely",
+        COMMIT,
+        (
+            (
+                "    gw_slot_write(log, &page, sequence);\n",
+                "    gw_slot_write(log, &page, sequence);\n    gw_slot_write(log, &page, sequence + 1);\n",
+            ),
+        ),
+        "test_log_races",
+        "one_slot_is_whole_after_a_committer_died_at_any_point",
+    ),
+    Mutant(
+        "one salt for ever",
+        LOG,
+        (("    return gw_siphash(secret, &epoch,", "    epoch = 0;\n    return gw_siphash(secret, &epoch,"),),
+        "test_log_recovery",
+        "marker_that_survived_a_cut_commits_nothing_in_the_next_run",
+    ),
+    Mutant(
+        "PAD over everything up to S",
+        RECOVER,
+        (("to = next_cut(slot, from, found->list[i].to);", "(void)next_cut, to = found->list[i].to;"),),
+        "test_log_recovery",
+        "pads_are_cut_at_every_persisted_position",
+    ),
+    Mutant(
+        "fdatasync error known only to the committer that saw it: nothing dirty again",
+        COMMIT,
+        (("    gw_dirty(log, gw_log_durable(log), gw_log_tail(log));\n", ""),),
+        "test_log_races",
+        "everything_that_may_be_unsynced_is_dirty_again_at_takeover",
+    ),
+    Mutant(
+        "fdatasync error known only to the committer that saw it: slots clean",
+        COMMIT,
+        (("    gw_dirty_slots(log);\n", ""),),
+        "test_log_races",
+        "everything_that_may_be_unsynced_is_dirty_again_at_takeover",
+    ),
+    Mutant(
+        "fdatasync error known only to the committer that saw it: no witness",
+        COMMIT,
+        (("    if (fdatasync(log->fd_lock))", "    if (0)"),),
+        "test_log_races",
+        "error_that_a_dead_committer_did_not_report_is_found_at_takeover",
+    ),
+    Mutant(
+        "the lock is the supervisor's",
+        RECOVER,
+        (
+            (
+                "        close(log->fd_lock); /* after the map is gone */",
+                "        flock(log->fd_lock, LOCK_UN), close(log->fd_lock);",
+            ),
+        ),
+        "test_log",
+        "lock_lives_as_long_as_anyone_who_maps_the_log",
+    ),
+    Mutant(
+        "control words in a file",
+        RECOVER,
+        (('memfd_create("gateway-log", MFD_CLOEXEC);', 'open(".", O_TMPFILE | O_RDWR, 0600);'),),
+        "test_log_races",
+        "shared_words_are_not_in_the_log_file",
+    ),
+]
+
+RULES = [
+    Mutant(
+        "claims before the intent is stated",
+        LOG,
+        (
+            (
+                "        atomic_store_explicit(&intent->len, n, memory_order_relaxed);\n"
+                "        atomic_store_explicit(&intent->pos, t, memory_order_release); /* I */\n",
+                "",
+            ),
+            (
+                "    GW_FAILPOINT(after_claim);\n",
+                "    GW_FAILPOINT(after_claim);\n    intent->len = n, intent->pos = t;\n",
+            ),
+        ),
+        "test_log_death",
+        "every_death_leaves_exactly_its_hole",
+    ),
+    Mutant(
+        "the shortest dead intent is the hole, proven or not",
+        LOG,
+        (("    if (!one_length) {", "    if (!one_length && !p) {"),),
+        "test_log_races",
+        "hole_is_as_long_as_the_claim_not_as_another_intent_at_its_place",
+    ),
+    Mutant(
+        "full leaves the intent where it was",
+        LOG,
+        (
+            (
+                "            atomic_store_explicit(&intent->pos, GW_POSITION_NONE, memory_order_release);\n"
+                "            return GW_FULL;",
+                "            return GW_FULL;",
+            ),
+        ),
+        "test_log_races",
+        "full_verdict_takes_the_intent_back",
+    ),
+    Mutant(
+        "a stopped producer's claim is taken while it may go on",
+        LOG,
+        (("    if (living)\n        return false;", "    if (living && !stopped)\n        return false;"),),
+        "test_log_death",
+        "stopped_producer_is_killed_and_only_then_padded",
+    ),
+    Mutant(
+        "ticks are time-outs, which a busy log never sees",
+        LOG,
+        (
+            (
+                "            if (!progress && timed_out)\n",
+                "            if (!timed_out)\n                log->ticked_at_ns = gw_now_ns();\n"
+                "            if (!progress && timed_out)\n",
+            ),
+        ),
+        "test_log_death",
+        "stopped_producer_is_killed_under_traffic",
+    ),
+    Mutant(
+        "the tail is read before the death when a slot is freed",
+        LOG,
+        (
+            (
+                "static void free_dead_slots(gw_log *log)\n{\n",
+                "static void free_dead_slots(gw_log *log)\n{\n    uint64_t tail = gw_log_tail(log);\n",
+            ),
+            ("|| pos >= gw_log_tail(log)) {", "|| pos >= tail) {"),
+        ),
+        "test_log_races",
+        "slot_of_a_claim_made_while_slots_are_freed_is_kept",
+    ),
+    Mutant(
+        "the state is not read again after the marker",
+        LOG,
+        (
+            (
+                "    return atomic_load_explicit(&shared->state, memory_order_acquire) == GW_STATE_FAILED ? "
+                "GW_FAILED : GW_OK; /* S */",
+                "    return GW_OK;",
+            ),
+        ),
+        "test_log_races",
+        "state_that_failed_during_the_copy_gives_no_ok",
+    ),
+    Mutant(
+        "the marker is stored relaxed",
+        LOG,
+        (
+            (
+                "(t | GW_DATA) ^ shared->mix, memory_order_release); /* M */",
+                "(t | GW_DATA) ^ shared->mix, memory_order_relaxed);",
+            ),
+        ),
+        "test_log_races",
+        "producers_follower_committer_and_reader_agree_over_many_laps",
+        "tsan",
+    ),
+    Mutant(
+        "reclaim is read relaxed",
+        LOG,
+        (
+            (
+                "uint64_t reclaim = atomic_load_explicit(&shared->reclaim, memory_order_acquire); /* R */",
+                "uint64_t reclaim = atomic_load_explicit(&shared->reclaim, memory_order_relaxed);",
+            ),
+        ),
+        "test_log_races",
+        "producers_follower_committer_and_reader_agree_over_many_laps",
+        "tsan",
+    ),
+    Mutant(
+        "a commit wakes nobody",
+        LOG,
+        (
+            (
+                "    if (atomic_load_explicit(&shared->follower_flag, memory_order_relaxed))\n",
+                "    if (0)\n",
+            ),
+        ),
+        "test_log_races",
+        "sleeping_follower_is_woken",
+    ),
+    Mutant(
+        "read trusts the marker without the CRC",
+        LOG,
+        (("    if (header->crc != gw_record_crc(header, rest, lsn))\n        return GW_CORRUPT;\n", ""),),
+        "test_log",
+        "read_notices_any_flipped_byte",
+    ),
+    Mutant(
+        "recovery trusts the marker without the CRC",
+        RECOVER,
+        (
+            (
+                "    if (header->crc != gw_record_crc(header, (const uint8_t *)(header + 1), p))\n"
+                "        return 0;\n",
+                "",
+            ),
+        ),
+        *POWER,
+    ),
+    Mutant(
+        "an epoch may stand anywhere",
+        RECOVER,
+        (("|| !gw_epoch_ok(s->slot->range, s->slot->epochs, p, header->epoch))", ")"),),
+        "test_log_recovery",
+        "record_of_another_epoch_is_not_accepted",
+    ),
+    Mutant(
+        "the watermark is written with the data that it covers",
+        COMMIT,
+        ((".watermark = gw_log_durable(log),", ".watermark = gw_log_committed(log),"),),
+        *POWER,
+    ),
+    Mutant(
+        "writing goes on at the recovered end only",
+        RECOVER,
+        (("    report->start = start;\n", "    report->start = start = p;\n"),),
+        *POWER,
+    ),
+    Mutant(
+        "recovery does not sync what it found before it writes",
+        RECOVER,
+        (
+            (
+                '    if (fdatasync(log->fd))\n        return gw_fail(error, GW_ERRNO, errno, 0, "fdatasync of the log '
+                'before recovery");\n',
+                "",
+            ),
+        ),
+        *POWER,
+    ),
+    Mutant(
+        "what recovery found is not made dirty again",
+        RECOVER,
+        (("    gw_dirty(log, durable, report->start);\n", "    (void)durable;\n"),),
+        "test_log_races",
+        "everything_above_the_watermark_is_dirty_again_at_recovery",
+    ),
+    Mutant(
+        "damage below the watermark is dropped in silence",
+        RECOVER,
+        (("    if (report->corrupt_count && !accept_corruption) {", "    if (0) {"),),
+        "test_log_recovery",
+        "hole_below_the_watermark_is_corruption",
+    ),
+    Mutant(
+        "the slot's number moves before the slot is written",
+        COMMIT,
+        (
+            (
+                "    gw_slot_write(log, &page, sequence);\n",
+                "    atomic_store(&shared->slot_sequence, sequence);\n    gw_slot_write(log, &page, sequence);\n",
+            ),
+        ),
+        "test_log_races",
+        "one_slot_is_whole_after_a_committer_died_at_any_point",
+    ),
+    Mutant(
+        "a failed sync may be tried again",
+        COMMIT,
+        (("    gw_log_set_state(log, GW_STATE_FAILED);\n    return gw_fail(error, GW_FAILED, why", "    return gw_fail(error, GW_FAILED, why"),),
+        "test_log_races",
+        "failed_sync_is_final",
+    ),
+    Mutant(
+        "durable is what is committed when the sync returns",
+        COMMIT,
+        (("&shared->durable, committed, memory", "&shared->durable, gw_log_committed(log), memory"),),
+        "test_log",
+        "durable_covers_only_what_was_committed_before_the_sync",
+    ),
+    Mutant(
+        "reclaim is the cursor when the sync returns",
+        COMMIT,
+        (("&shared->reclaim, least, memory", "&shared->reclaim, gw_cursor_load(log, 0).lsn, memory"),),
+        "test_log",
+        "reclaim_is_the_cursor_in_the_slot_not_the_one_that_moved_meanwhile",
+    ),
+    Mutant(
+        "without a sink everything committed is given back",
+        COMMIT,
+        (("least = page.watermark;", "least = committed;"),),
+        "test_log",
+        "log_without_sinks_reclaims_no_further_than_the_persisted_watermark",
+    ),
+    Mutant(
+        "a sink that stood further on keeps counting what was lost",
+        RECOVER,
+        (("        slot->sink[i].cursor.ordinal -= lost;\n        slot->sink[i].cursor.base -= lost;\n", "        (void)lost;\n"),),
+        *POWER,
+    ),
+]
+
+MUTANTS = [pytest.param(m, id=m.name.replace(" ", "-")) for m in ROWS + RULES]
+
+
+def text_of(mutant: Mutant) -> str:
+    text = (NATIVE / mutant.source).read_text()
+    for old, new in mutant.patches:
+        assert text.count(old) == 1, f"{mutant.source}: {text.count(old)} times: {old}"
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture(scope="module")
+def built(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Path]]]:
+    """The programs of the chosen mutants, two at a time, begun before the first of them runs."""
+    wanted = [
+        call.params["mutant"]
+        for item in request.session.items
+        if item.fspath == request.node.path
+        if (call := getattr(item, "callspec", None)) and "mutant" in call.params
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            m.name: pool.submit(
+                lambda m=m: build(TESTS / f"{m.program}.c", m.mode, {m.source: text_of(m)})
+            )
+            for m in wanted
+        }
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_test_notices(built: dict[str, Future[Path]], mutant: Mutant, tmp_path: Path) -> None:
+    program = built[mutant.name].result()
+    done = run(
+        program, mutant.mode, mutant.test, seconds=20, environment={"TMPDIR": str(tmp_path)}
+    )
+    assert done.returncode not in (0, 2), f"{mutant.name}: {mutant.test} passes\n{done.stdout}"
+
+
+@pytest.mark.parametrize(
+    ("program", "mode"), sorted({(m.program, m.mode) for m in ROWS + RULES})
+)
+def test_the_same_tests_pass_on_the_code_as_it_is(program: str, mode: str, tmp_path: Path) -> None:
+    names = sorted({m.test for m in ROWS + RULES if (m.program, m.mode) == (program, mode)})
+    done = run(
+        build(TESTS / f"{program}.c", mode), mode, *names, environment={"TMPDIR": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,48 @@
+"""Runs every tests/native/test_*.c: plain, under sanitizers, and for aarch64 under qemu.
+
+Longer: GW_POWER_RUNS=2000 GW_POWER_SEED=1 with the program in build/native/plain (see its opening comment).
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.native_build import MODES, TESTS, build, run
+
+PROGRAMS = sorted(TESTS.glob("test_*.c"))
+CASES = [
+    pytest.param(path, mode, id=f"{path.stem}-{mode}")
+    for path in PROGRAMS
+    for mode in MODES
+    # threads are in these two only
+    if mode != "tsan" or path.stem in ("test_log_races", "test_log")
+]
+
+
+@pytest.fixture(scope="module")
+def built(request: pytest.FixtureRequest) -> Iterator[dict[tuple[Path, str], Future[Path]]]:
+    """What the chosen tests need, two at a time, begun before the first of them runs."""
+    wanted = [
+        (call.params["path"], call.params["mode"])
+        for item in request.session.items
+        if item.fspath == request.node.path
+        if (call := getattr(item, "callspec", None)) and "mode" in call.params
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {case: pool.submit(build, *case) for case in wanted}
+
+
+@pytest.mark.parametrize(("path", "mode"), CASES)
+def test_native_program_passes(
+    built: dict[tuple[Path, str], Future[Path]], path: Path, mode: str, tmp_path: Path
+) -> None:
+    done = run(built[path, mode].result(), mode, environment={"TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stdout
+
+
+def test_power_cut_finds_an_fdatasync_that_lies(tmp_path: Path) -> None:
+    program = build(TESTS / "test_log_power.c", "plain")
+    done = run(program, "plain", environment={"TMPDIR": str(tmp_path), "GW_POWER_LIE": "1"})
+    assert done.returncode == 1, done.stdout
