@@ -361,7 +361,7 @@ static bool walk(gw_log *log)
     uint64_t from = committed.lsn;
     for (int kind; (kind = marker_kind(log, committed.lsn)) >= 0;) {
         uint64_t size = atomic_load_explicit(gw_word(log, committed.lsn) + 2, memory_order_relaxed);
-        if (size < GW_RECORD_HEADER_BYTES || size % 8 || committed.lsn + size > gw_log_tail(log)) {
+        if (size < GW_RECORD_HEADER_BYTES || size % 8 || size > gw_log_tail(log) - committed.lsn) {
             gw_log_set_state(log, GW_STATE_FAILED); /* somebody wrote into the map; recovery will say where */
             break;
         }

@@ -149,6 +149,9 @@ static gw_status read_identity(int fd, gw_identity_page *identity, gw_error *err
     struct stat stat;
     if (fstat(fd, &stat))
         return gw_fail(error, GW_ERRNO, errno, 0, "reading the log's size");
+    /* Before the very first read: one page read without it starts a read-ahead that goes on, in ever larger folios,
+     * through all that is read later. */
+    posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
     ssize_t n = pread(fd, identity, sizeof *identity, 0);
     if (n < 0)
         return gw_fail(error, GW_ERRNO, errno, 0, "reading the log's identity page");

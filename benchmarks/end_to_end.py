@@ -9,8 +9,8 @@ that the broker then still needs to acknowledge what was left (counted when that
 the run's events). A backlog that grows so makes the rate that of the slower end. The peer is given
 its 202s as they come.
 
-The row is void when the peer reaches less than 0.8 of the share of nginx's rate that DESIGN section
-8 measured for it: then it is not the peer that this figure is about.
+The row is void when the peer reaches less than 0.8 of the share of nginx's rate that docs/performance.md
+gives for it: then it is not the peer that this figure is about.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def judge_peer(peer: float, nginx: float) -> None:
     if share < PEER_OF_NGINX_MIN:
         raise Voided(
             f"the peer reached {share:.3f} of nginx's rate ({peer:,.0f} of {nginx:,.0f}/s); below"
-            f" {PEER_OF_NGINX_MIN:.3f} it is not the peer of DESIGN section 8"
+            f" {PEER_OF_NGINX_MIN:.3f} it is not the peer of docs/performance.md"
         )
 
 

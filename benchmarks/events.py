@@ -1,6 +1,6 @@
 """Which events are sent? Several shapes, each event with its own values and a new seq.
 
-`section8` is the event of DESIGN section 8, and the one that the gates speak of; the others are
+`reference` is the event of docs/performance.md, and the one that the gates speak of; the others are
 reported beside it.
 """
 
@@ -35,8 +35,8 @@ def tiny(random: Random, seq: int) -> bytes:
     return _dump({"metrics": {"t": round(random.uniform(10, 40), 2)}, "seq": seq})
 
 
-def section8(random: Random, seq: int) -> bytes:
-    """The event of DESIGN section 8: about 142 bytes and the digits of seq."""
+def reference(random: Random, seq: int) -> bytes:
+    """The event of docs/performance.md: about 142 bytes and the digits of seq."""
     metrics = {
         "temp_c": round(random.uniform(10, 40), 1),
         "hum": round(random.uniform(10, 90), 2),
@@ -96,7 +96,7 @@ def deep(random: Random, seq: int) -> bytes:
 Shape = Callable[[Random, int], bytes]
 
 SHAPES: Final[dict[str, Shape]] = {
-    "": section8,
+    "": reference,
     "40b": tiny,
     "1kb": kib1,
     "8kb": kib8,

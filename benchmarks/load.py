@@ -44,7 +44,7 @@ def _quote(data: bytes) -> str:
     return '"' + "".join(f"\\{byte:03}" for byte in data) + '"'
 
 
-def write_events(path: Path, shape: events.Shape = events.section8) -> None:
+def write_events(path: Path, shape: events.Shape = events.reference) -> None:
     """The file that post.lua reads: requests of a fleet, around the seq."""
     pairs = []
     for number, event in enumerate(events.templates(shape, EVENTS)):

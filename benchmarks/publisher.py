@@ -43,7 +43,7 @@ class _Source:
     """The events of each round."""
 
     def __init__(self, count: int) -> None:
-        self._stream = events.stream(events.section8)
+        self._stream = events.stream(events.reference)
         self.count = count
 
     def bodies(self) -> list[bytes]:

@@ -46,7 +46,7 @@ def _open_mib_per_second(path: Path, records: int) -> float:
 def measure(context: Context) -> dict[str, Figure]:
     """Fill a log to the brim, then open it again and again."""
     capacity = context.pick(128, 256) * logs.MIB
-    bodies = events.stream(events.section8)
+    bodies = events.stream(events.reference)
     devices = [events.device(number) for number in range(64)]
     path = logs.create(context.directory, capacity)
     with logs.opened(path) as (log, _):

@@ -38,6 +38,7 @@ from gateway.settings import (
     LogConfig,
     MqttConfig,
     Setting,
+    topic_problem,
 )
 
 __all__ = [
@@ -307,7 +308,7 @@ def _check(config: Config, origin: Mapping[str, str], problems: list[str]) -> No
     if http.body_bytes_max > log.record_bytes_max - RECORD_OVERHEAD_BYTES:
         most = log.record_bytes_max - RECORD_OVERHEAD_BYTES
         wrong("http.body_bytes_max", f"at most {most} with log.capacity_bytes = {capacity}")
-    if reason := _topic_problem(mqtt.topic):
+    if reason := topic_problem(mqtt.topic):
         wrong("mqtt.topic", reason)
     if mqtt.client_id is not None and len(mqtt.client_id.encode()) > 128:
         wrong("mqtt.client_id", "must be at most 128 bytes")
@@ -357,20 +358,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _topic_problem(topic: str) -> str | None:
-    """Why a topic template is refused, or None. A device id has no special characters."""
-    constant = topic.replace("{device_id}", "")
-    if "{" in constant or "}" in constant:
-        return "only {device_id} may stand in braces"
-    if "+" in topic or "#" in topic:
-        return "must not have the wildcards + and #"
-    if topic.startswith("$"):
-        return "must not start with $: such topics belong to the broker"
-    if len(topic.replace("{device_id}", "x" * 64).encode()) > 65535:
-        return "longer than 65535 bytes when filled"
-    return None
 
 
 # ---- text -------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ What ends it
 
     SIGTERM           the supervisor has closed the log's tail: publish what is left, at most
                       http.drain_deadline_ms; a last sync; exit 0
-    a sync failed     final (FAULTS 7): the log is FAILED; exit LOG_FAILED, and the supervisor ends
-                      everything
+    a sync failed     final (guarantee 7): the log is FAILED; exit LOG_FAILED, and the supervisor
+                      ends everything
     a damaged record  the same: the cursor may not pass it, recovery has to look
     bad settings      exit USAGE or PORT_BUSY
 """

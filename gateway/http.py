@@ -1,7 +1,7 @@
 """HTTP words that every front door shares: which answer a request gets, without knowing a server.
 
-Order of checks (DESIGN 5): path and method, framing and size, media type and encoding, ack; then
-compiled code looks at the body. What a door does with the result:
+Order of checks (docs/http.md): path and method, framing and size, media type and encoding, ack;
+then compiled code looks at the body. What a door does with the result:
 
     request ── path, method ──┬─ a GET page ───────────────── Answer
                               ├─ wrong ────────────────────── refusal(code)
@@ -16,7 +16,7 @@ import re
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import unquote_plus
 
-from gateway.errors import NUMBER, REFUSALS, Refusal
+from gateway.errors import NUMBER, REFUSALS
 
 TYPE_JSON: Final = ("content-type", "application/json")
 CLOSE: Final = ("connection", "close")

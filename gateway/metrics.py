@@ -30,8 +30,8 @@ _BOUNDS: Final = [*(repr(bound / 1e9) for bound in _log.HISTOGRAM_BOUNDS_NS), "+
 
 
 class Books(NamedTuple):
-    """The books of one sink (FAULTS 5), read in an order in which an event can only be seen as too
-    new."""
+    """The books of one sink (guarantee 5), read in an order in which an event can only be seen as
+    too new."""
 
     accepted: int
     published: int

@@ -10,7 +10,7 @@ the broker is away or says no.
              ▼                       ▼ │ wait, start over from the cursor one by one
           wait long, alarm          held
 
-Promises (FAULTS, invariants 3-5, 12, 13, 19)
+Promises (guarantees 3-5, 12, 13, 19)
 - Nothing is passed that the broker did not confirm. A refused record holds the cursor, with an
   alarm, until it is accepted; nothing is dropped.
 - An unanswered PUBLISH is never sent again on the same connection (4.4): after `puback_timeout_ms`
@@ -40,6 +40,7 @@ from gateway._mqtt import Packet, View, Window
 from gateway.errors import ConfigError, GatewayError
 from gateway.mqtt import Connack, LinkStatus, MqttSettings, broker_name, printable, reason_name
 from gateway.mqtt_link import Kind, Link, Lost
+from gateway.settings import parse_topic
 
 LOGGER = logging.getLogger("gateway.publisher")
 
@@ -111,7 +112,7 @@ class Publisher:
         if broker is None:
             raise ConfigError("mqtt.url is not set")
         try:
-            topic = mqtt.parse_topic(settings.topic)
+            topic = parse_topic(settings.topic)
             self._tls = mqtt.tls_context(settings) if broker.tls else None
         except ValueError as error:
             raise ConfigError(str(error)) from None

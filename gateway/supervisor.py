@@ -39,7 +39,7 @@ DELIVERY: Final = "gateway.delivery"
 YOUNG_S: Final = 5.0
 """A child that lived shorter died young."""
 RESTART_MAX_S: Final = 1.5
-"""The longest wait before a child is started again; with the start itself less than 2 s (FAULTS
+"""The longest wait before a child is started again; with the start itself less than 2 s (guarantee
 20)."""
 WORKER_KILL_S: Final = GRACE_S + 1.0
 DELIVERY_KILL_S: Final = 5.0

@@ -1,12 +1,26 @@
 """Fixtures that several test files use. Keep it small: what one file uses stands in that file."""
 
 import os
+import platform
+import shutil
 import socket
 from collections.abc import Callable
 
 import pytest
 
+TOOLS = {"gcc", "mosquitto", "mosquitto_sub", "mosquitto_pub", "openssl", "strace"}
+if platform.machine() == "x86_64":
+    TOOLS |= {"aarch64-linux-gnu-gcc", "qemu-aarch64"}
+
 _given_out: set[int] = set()
+
+
+def pytest_configure() -> None:
+    """No test is skipped for want of a program: without them nothing runs."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:{os.environ.get('GW_MOSQUITTO', '')}"
+    missing = sorted(tool for tool in TOOLS if shutil.which(tool, path=path) is None)
+    if missing:
+        pytest.exit(f"not installed: {', '.join(missing)}; run scripts/bootstrap test", 4)
 
 
 def find_free_port() -> int:

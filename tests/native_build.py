@@ -1,7 +1,7 @@
 """Builds and runs the C tests of tests/native: plain, under sanitizers, and for aarch64 under qemu.
 
-The opening comment of a test names its sources (`_native/gw_*.c`). What is built lies in build/native under a name
-made from everything that it was made of, so a second run builds nothing.
+The opening comment of a test names its sources (`_native/gw_*.c`). What is built lies in
+build/native under a name made from everything that it was made of: a second run builds nothing.
 """
 
 import hashlib

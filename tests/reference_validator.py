@@ -1,4 +1,4 @@
-"""The rules of DESIGN section 5 in plain Python: what the compiled validator is tested against.
+"""The rules of docs/http.md in plain Python: what the compiled validator is tested against.
 
 Written from the design and from the contract in `_native/gw_validator.h`, for reading and not for
 speed: one function a rule, the standard library for all that it knows (UTF-8, rounding to double,

@@ -22,10 +22,6 @@ from tests.test_publisher import Source, publishing, source, until
 
 __all__ = ["source"]  # the fixture
 
-needs_clients = pytest.mark.skipif(
-    mosquitto.find("mosquitto_sub") is None, reason="mosquitto-clients is not installed"
-)
-
 
 def run(main: Coroutine[Any, Any, None], within_s: float = 20) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -189,7 +185,6 @@ async def mosquitto_pub(
     return await process.wait(), output
 
 
-@needs_clients
 def test_several_watchers_with_overlapping_filters_each_get_each_message_once() -> None:
     async def main() -> None:
         async with embedded() as broker:
@@ -214,7 +209,6 @@ def test_several_watchers_with_overlapping_filters_each_get_each_message_once() 
     run(main())
 
 
-@needs_clients
 def test_a_watcher_that_dies_does_not_stop_the_others() -> None:
     async def main() -> None:
         async with embedded() as broker:
@@ -230,7 +224,6 @@ def test_a_watcher_that_dies_does_not_stop_the_others() -> None:
     run(main())
 
 
-@needs_clients
 @pytest.mark.parametrize("version", ["mqttv311", "mqttv31"])
 def test_older_clients_are_refused_in_words_they_understand(version: str) -> None:
     async def main() -> None:
@@ -242,7 +235,6 @@ def test_older_clients_are_refused_in_words_they_understand(version: str) -> Non
     run(main())
 
 
-@needs_clients
 def test_retained_messages_and_wills_reach_watchers() -> None:
     async def main() -> None:
         async with embedded() as broker:
@@ -258,7 +250,6 @@ def test_retained_messages_and_wills_reach_watchers() -> None:
     run(main())
 
 
-@needs_clients
 def test_user_properties_and_message_properties_pass() -> None:
     async def main() -> None:
         async with embedded() as broker:
@@ -278,7 +269,6 @@ def test_user_properties_and_message_properties_pass() -> None:
     run(main())
 
 
-@needs_clients
 def test_users_are_refused_since_there_are_none() -> None:
     async def main() -> None:
         async with embedded() as broker:
@@ -289,7 +279,6 @@ def test_users_are_refused_since_there_are_none() -> None:
     run(main())
 
 
-@needs_clients
 def test_the_publisher_reaches_watchers_through_it(source: Source) -> None:
     source.add(1000)
 

@@ -1,5 +1,5 @@
 """The HTTP contract over raw sockets: any byte string gets exactly one well-formed answer or a
-close, and what was refused is not in the log (FAULTS 10, 16, 17, 22 and its input table)."""
+close, and what was refused is not in the log (guarantees 10, 16, 17, 22)."""
 
 import json
 import socket

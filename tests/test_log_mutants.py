@@ -1,8 +1,9 @@
 """Each rule of the log is taken away once, and a named test must notice.
 
-A mutant is a patch of _native (old text, which must stand there exactly once, and new text). ROWS are those of the table
-"Why, rule by rule" in docs/log.md that are built so far; RULES are other sentences of it, and every bug that its tests
-have found. The same tests pass on the code as it is (test_native.py, and once more here).
+A mutant is a patch of _native (old text, which must stand there exactly once, and new text). ROWS
+are those of the table "Why, rule by rule" in docs/log.md that are built so far; RULES are other
+sentences of it, and every bug that its tests have found. The same tests pass on the code as it is
+(test_native.py, and once more here).
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,12 @@ ROWS = [
     Mutant(
         "the dead slot at the stuck position owns the hole",
         LOG,
-        (("    if (living)\n        return false;", "    if (living == members)\n        return false;"),),
+        (
+            (
+                "    if (living)\n        return false;",
+                "    if (living == members)\n        return false;",
+            ),
+        ),
         "test_log_races",
         "dead_intent_at_the_claim_of_a_living_one_is_not_padded",
     ),
@@ -82,7 +88,8 @@ ROWS = [
         LOG,
         (
             (
-                "uint64_t reclaim = atomic_load_explicit(&shared->reclaim, memory_order_acquire); /* R */",
+                "uint64_t reclaim = atomic_load_explicit(&shared->reclaim, "
+                "memory_order_acquire); /* R */",
                 """uint64_t reclaim = ~0ull;
         for (unsigned i = 0; i < shared->sinks; i++)
             if (gw_cursor_load(producer->log, i).lsn < reclaim)
@@ -97,7 +104,8 @@ ROWS = [
         (
             (
                 "    gw_slot_write(log, &page, sequence);\n",
-                "    gw_slot_write(log, &page, sequence);\n    gw_slot_write(log, &page, sequence + 1);\n",
+                "    gw_slot_write(log, &page, sequence);\n    gw_slot_write(log, "
+                "&page, sequence + 1);\n",
             ),
         ),
         "test_log_races",
@@ -106,14 +114,24 @@ ROWS = [
     Mutant(
         "one salt for ever",
         LOG,
-        (("    return gw_siphash(secret, &epoch,", "    epoch = 0;\n    return gw_siphash(secret, &epoch,"),),
+        (
+            (
+                "    return gw_siphash(secret, &epoch,",
+                "    epoch = 0;\n    return gw_siphash(secret, &epoch,",
+            ),
+        ),
         "test_log_recovery",
         "marker_that_survived_a_cut_commits_nothing_in_the_next_run",
     ),
     Mutant(
         "PAD over everything up to S",
         RECOVER,
-        (("to = next_cut(slot, from, found->list[i].to);", "(void)next_cut, to = found->list[i].to;"),),
+        (
+            (
+                "to = next_cut(slot, from, found->list[i].to);",
+                "(void)next_cut, to = found->list[i].to;",
+            ),
+        ),
         "test_log_recovery",
         "pads_are_cut_at_every_persisted_position",
     ),
@@ -189,7 +207,8 @@ RULES = [
         LOG,
         (
             (
-                "            atomic_store_explicit(&intent->pos, GW_POSITION_NONE, memory_order_release);\n"
+                "            atomic_store_explicit(&intent->pos, GW_POSITION_NONE, "
+                "memory_order_release);\n"
                 "            return GW_FULL;",
                 "            return GW_FULL;",
             ),
@@ -200,7 +219,12 @@ RULES = [
     Mutant(
         "a stopped producer's claim is taken while it may go on",
         LOG,
-        (("    if (living)\n        return false;", "    if (living && !stopped)\n        return false;"),),
+        (
+            (
+                "    if (living)\n        return false;",
+                "    if (living && !stopped)\n        return false;",
+            ),
+        ),
         "test_log_death",
         "stopped_producer_is_killed_and_only_then_padded",
     ),
@@ -223,7 +247,8 @@ RULES = [
         (
             (
                 "static void free_dead_slots(gw_log *log)\n{\n",
-                "static void free_dead_slots(gw_log *log)\n{\n    uint64_t tail = gw_log_tail(log);\n",
+                "static void free_dead_slots(gw_log *log)\n{\n    uint64_t tail = "
+                "gw_log_tail(log);\n",
             ),
             ("|| pos >= gw_log_tail(log)) {", "|| pos >= tail) {"),
         ),
@@ -235,7 +260,8 @@ RULES = [
         LOG,
         (
             (
-                "    return atomic_load_explicit(&shared->state, memory_order_acquire) == GW_STATE_FAILED ? "
+                "    return atomic_load_explicit(&shared->state, memory_order_acquire) "
+                "== GW_STATE_FAILED ? "
                 "GW_FAILED : GW_OK; /* S */",
                 "    return GW_OK;",
             ),
@@ -261,7 +287,8 @@ RULES = [
         LOG,
         (
             (
-                "uint64_t reclaim = atomic_load_explicit(&shared->reclaim, memory_order_acquire); /* R */",
+                "uint64_t reclaim = atomic_load_explicit(&shared->reclaim, "
+                "memory_order_acquire); /* R */",
                 "uint64_t reclaim = atomic_load_explicit(&shared->reclaim, memory_order_relaxed);",
             ),
         ),
@@ -284,7 +311,13 @@ RULES = [
     Mutant(
         "read trusts the marker without the CRC",
         LOG,
-        (("    if (header->crc != gw_record_crc(header, rest, lsn))\n        return GW_CORRUPT;\n", ""),),
+        (
+            (
+                "    if (header->crc != gw_record_crc(header, rest, lsn))\n        "
+                "return GW_CORRUPT;\n",
+                "",
+            ),
+        ),
         "test_log",
         "read_notices_any_flipped_byte",
     ),
@@ -324,7 +357,8 @@ RULES = [
         RECOVER,
         (
             (
-                '    if (fdatasync(log->fd))\n        return gw_fail(error, GW_ERRNO, errno, 0, "fdatasync of the log '
+                "    if (fdatasync(log->fd))\n"
+                '        return gw_fail(error, GW_ERRNO, errno, 0, "fdatasync of the log '
                 'before recovery");\n',
                 "",
             ),
@@ -351,7 +385,8 @@ RULES = [
         (
             (
                 "    gw_slot_write(log, &page, sequence);\n",
-                "    atomic_store(&shared->slot_sequence, sequence);\n    gw_slot_write(log, &page, sequence);\n",
+                "    atomic_store(&shared->slot_sequence, sequence);\n    "
+                "gw_slot_write(log, &page, sequence);\n",
             ),
         ),
         "test_log_races",
@@ -360,21 +395,37 @@ RULES = [
     Mutant(
         "a failed sync may be tried again",
         COMMIT,
-        (("    gw_log_set_state(log, GW_STATE_FAILED);\n    return gw_fail(error, GW_FAILED, why", "    return gw_fail(error, GW_FAILED, why"),),
+        (
+            (
+                "    gw_log_set_state(log, GW_STATE_FAILED);\n    return "
+                "gw_fail(error, GW_FAILED, why",
+                "    return gw_fail(error, GW_FAILED, why",
+            ),
+        ),
         "test_log_races",
         "failed_sync_is_final",
     ),
     Mutant(
         "durable is what is committed when the sync returns",
         COMMIT,
-        (("&shared->durable, committed, memory", "&shared->durable, gw_log_committed(log), memory"),),
+        (
+            (
+                "&shared->durable, committed, memory",
+                "&shared->durable, gw_log_committed(log), memory",
+            ),
+        ),
         "test_log",
         "durable_covers_only_what_was_committed_before_the_sync",
     ),
     Mutant(
         "reclaim is the cursor when the sync returns",
         COMMIT,
-        (("&shared->reclaim, least, memory", "&shared->reclaim, gw_cursor_load(log, 0).lsn, memory"),),
+        (
+            (
+                "&shared->reclaim, least, memory",
+                "&shared->reclaim, gw_cursor_load(log, 0).lsn, memory",
+            ),
+        ),
         "test_log",
         "reclaim_is_the_cursor_in_the_slot_not_the_one_that_moved_meanwhile",
     ),
@@ -388,7 +439,13 @@ RULES = [
     Mutant(
         "a sink that stood further on keeps counting what was lost",
         RECOVER,
-        (("        slot->sink[i].cursor.ordinal -= lost;\n        slot->sink[i].cursor.base -= lost;\n", "        (void)lost;\n"),),
+        (
+            (
+                "        slot->sink[i].cursor.ordinal -= lost;\n        "
+                "slot->sink[i].cursor.base -= lost;\n",
+                "        (void)lost;\n",
+            ),
+        ),
         *POWER,
     ),
 ]
@@ -425,15 +482,11 @@ def built(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Path]]]:
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_test_notices(built: dict[str, Future[Path]], mutant: Mutant, tmp_path: Path) -> None:
     program = built[mutant.name].result()
-    done = run(
-        program, mutant.mode, mutant.test, seconds=20, environment={"TMPDIR": str(tmp_path)}
-    )
+    done = run(program, mutant.mode, mutant.test, seconds=20, environment={"TMPDIR": str(tmp_path)})
     assert done.returncode not in (0, 2), f"{mutant.name}: {mutant.test} passes\n{done.stdout}"
 
 
-@pytest.mark.parametrize(
-    ("program", "mode"), sorted({(m.program, m.mode) for m in ROWS + RULES})
-)
+@pytest.mark.parametrize(("program", "mode"), sorted({(m.program, m.mode) for m in ROWS + RULES}))
 def test_the_same_tests_pass_on_the_code_as_it_is(program: str, mode: str, tmp_path: Path) -> None:
     names = sorted({m.test for m in ROWS + RULES if (m.program, m.mode) == (program, mode)})
     done = run(

@@ -1,5 +1,5 @@
 """/metrics: the names that are promised, a number of series that input cannot change, both formats
-(FAULTS 5, 23)."""
+(guarantee 5, 23)."""
 
 import re
 from collections.abc import Iterator

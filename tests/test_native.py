@@ -1,6 +1,6 @@
 """Runs every tests/native/test_*.c: plain, under sanitizers, and for aarch64 under qemu.
 
-Longer: GW_POWER_RUNS=2000 GW_POWER_SEED=1 with the program in build/native/plain (see its opening comment).
+Longer: GW_POWER_RUNS=2000 GW_POWER_SEED=1, with test_log_power's program in build/native/plain.
 """
 
 from collections.abc import Iterator

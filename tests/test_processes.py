@@ -1,5 +1,5 @@
-"""Processes: whatever is killed comes back, nothing is left behind, the end is orderly (FAULTS 2,
-15, 18, 20)."""
+"""Processes: whatever is killed comes back, nothing is left behind, the end is orderly
+(guarantees 2, 15, 18, 20)."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The rules of an event (DESIGN section 5) as far as msgspec can say them.
+"""The rules of an event (docs/http.md) as far as msgspec can say them.
 
 It cannot: refuse duplicate keys or lone surrogates, count bytes instead of characters, bound the
 depth of a payload or the number of members, or refuse a leap second. So it does less than what it

@@ -110,7 +110,7 @@ def main() -> int:
     kind, rate = sys.argv[1], float(sys.argv[4])
     port, count, first_seq = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[5])
     link: Http | Mqtt = Http(port) if kind == "http" else Mqtt(port)
-    templates = events.templates(events.section8, 512, seed=Random().randrange(1 << 30))
+    templates = events.templates(events.reference, 512, seed=Random().randrange(1 << 30))
     interval_ns = round(1e9 / rate)
     begin = time.monotonic_ns() + 50_000_000
     late = sent = 0

@@ -266,7 +266,7 @@ static void op_committer_dies(void)
         return; /* the power failed first */
     }
     dies_at = NULL;
-    now_durable(); /* what somebody may have been told */
+    now_durable();      /* what somebody may have been told */
     if (dice(3) == 0) { /* everybody was */
         run.all_killed = true;
         return;
