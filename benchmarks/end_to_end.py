@@ -9,8 +9,8 @@ that the broker then still needs to acknowledge what was left (counted when that
 the run's events). A backlog that grows so makes the rate that of the slower end. The peer is given
 its 202s as they come.
 
-The row is void when the peer reaches less than 0.8 of the share of nginx's rate that docs/performance.md
-gives for it: then it is not the peer that this figure is about.
+The row is void when the peer reaches less than 0.8 of the share of nginx's rate that
+docs/performance.md gives for it: then it is not the peer that this figure is about.
 """
 
 import contextlib
