@@ -14,15 +14,17 @@
 enum { GW_WORKERS_MAX = 32, GW_BLOCK_DELIVERY = GW_WORKERS_MAX, GW_BLOCK_SUPERVISOR, GW_BLOCK_COUNT };
 
 /* Upper bounds in nanoseconds of both histograms; a last bucket takes the rest. */
-#define GW_HISTOGRAM_BOUNDS_NS                                                                                        \
-    { 100000ull, 250000ull, 500000ull, 1000000ull, 2500000ull, 5000000ull, 10000000ull, 25000000ull, 50000000ull,     \
-      100000000ull, 250000000ull, 500000000ull, 1000000000ull, 2500000000ull, 5000000000ull, 10000000000ull,          \
-      30000000000ull, 60000000000ull, 300000000000ull, 1800000000000ull, 7200000000000ull, 86400000000000ull }
+#define GW_HISTOGRAM_BOUNDS_NS                                                                                      \
+    {                                                                                                               \
+        100000ull, 250000ull, 500000ull, 1000000ull, 2500000ull, 5000000ull, 10000000ull, 25000000ull, 50000000ull, \
+            100000000ull, 250000000ull, 500000000ull, 1000000000ull, 2500000000ull, 5000000000ull, 10000000000ull,  \
+            30000000000ull, 60000000000ull, 300000000000ull, 1800000000000ull, 7200000000000ull, 86400000000000ull  \
+    }
 enum { GW_HISTOGRAM_BUCKETS = 23 }; /* 22 bounds and the rest */
 
 /* Words of a block. A histogram is its buckets (not cumulative) followed by the sum in nanoseconds. */
 enum gw_counter {
-    GW_COUNTER_RECEIVED = 0,       /* events whose body arrived whole */
+    GW_COUNTER_RECEIVED = 0, /* events whose body arrived whole */
     GW_COUNTER_ACCEPTED,
     GW_COUNTER_ACCEPTED_BYTES,     /* bytes of bodies */
     GW_COUNTER_REQUESTS,           /* requests of every kind */
@@ -34,13 +36,13 @@ enum gw_counter {
     GW_COUNTER_MQTT_CONNECTS,      /* CONNACK success */
     GW_COUNTER_MQTT_CONNECT_FAILURES,
     GW_COUNTER_MQTT_DISCONNECTS,
-    GW_COUNTER_MQTT_CONNECTED,     /* gauge: 1 while connected */
+    GW_COUNTER_MQTT_CONNECTED, /* gauge: 1 while connected */
     GW_COUNTER_MQTT_NEGATIVE_ACKS,
-    GW_COUNTER_MQTT_IN_FLIGHT,     /* gauge */
-    GW_COUNTER_SYNCS,              /* fdatasync calls of the committer */
-    GW_COUNTER_SYNC_NS,            /* total time in them */
-    GW_COUNTER_PADS,               /* holes of dead producers that were filled */
-    GW_COUNTER_KILLED_STUCK,       /* stopped producers that were killed to free the log */
+    GW_COUNTER_MQTT_IN_FLIGHT, /* gauge */
+    GW_COUNTER_SYNCS,          /* fdatasync calls of the committer */
+    GW_COUNTER_SYNC_NS,        /* total time in them */
+    GW_COUNTER_PADS,           /* holes of dead producers that were filled */
+    GW_COUNTER_KILLED_STUCK,   /* stopped producers that were killed to free the log */
     GW_COUNTER_RESTARTS_WORKER = 160,
     GW_COUNTER_RESTARTS_DELIVERY,
     GW_COUNTER_WORDS = 192

@@ -8,12 +8,12 @@
 #include <string.h>
 
 #define GW_ROTL(x, b) (((x) << (b)) | ((x) >> (64 - (b))))
-#define GW_SIPROUND(v0, v1, v2, v3)                                                                 \
-    do {                                                                                            \
-        v0 += v1, v1 = GW_ROTL(v1, 13), v1 ^= v0, v0 = GW_ROTL(v0, 32);                             \
-        v2 += v3, v3 = GW_ROTL(v3, 16), v3 ^= v2;                                                   \
-        v0 += v3, v3 = GW_ROTL(v3, 21), v3 ^= v0;                                                   \
-        v2 += v1, v1 = GW_ROTL(v1, 17), v1 ^= v2, v2 = GW_ROTL(v2, 32);                             \
+#define GW_SIPROUND(v0, v1, v2, v3)                                     \
+    do {                                                                \
+        v0 += v1, v1 = GW_ROTL(v1, 13), v1 ^= v0, v0 = GW_ROTL(v0, 32); \
+        v2 += v3, v3 = GW_ROTL(v3, 16), v3 ^= v2;                       \
+        v0 += v3, v3 = GW_ROTL(v3, 21), v3 ^= v0;                       \
+        v2 += v1, v1 = GW_ROTL(v1, 17), v1 ^= v2, v2 = GW_ROTL(v2, 32); \
     } while (0)
 
 static inline uint64_t gw_siphash(const uint64_t key[2], const void *data, size_t bytes)

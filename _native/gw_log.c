@@ -27,7 +27,7 @@
 #ifdef GW_FAILPOINTS
 void (*gw_failpoint_hook)(const char *name);
 
-/* GW_FAILPOINT=name:N:SIGNAL in the environment: the process gets SIGNAL (a number) when it comes by for the Nth time. */
+/* GW_FAILPOINT=name:N:SIGNAL in the environment: the process gets SIGNAL (a number) as it passes for the Nth time. */
 static char failpoint_name[32];
 static int failpoint_countdown, failpoint_signal;
 
@@ -46,11 +46,9 @@ __attribute__((constructor)) static void failpoint_install(void)
 #endif
 
 enum {
-    TICK_MS = 50,             /* how long the follower sleeps at most while it is stuck */
-    STOPPED_KILL_MS = 300,    /* a stopped producer (state T or t) is killed after this many of the reaper's ticks */
-    STUCK_KILL_MS = 10000,    /* any other */
-    BUSY_WINDOW_NS = 1000000, /* after progress this recent, nap before arming the wake-up: */
-    BUSY_NAP_NS = 200000      /* producers then need no FUTEX_WAKE under load */
+    TICK_MS = 50,          /* how long the follower sleeps at most while it is stuck */
+    STOPPED_KILL_MS = 300, /* a stopped producer (state T or t) is killed after this many of the reaper's ticks */
+    STUCK_KILL_MS = 10000, /* any other */
 };
 
 /* ---- small parts ---------------------------------------------------------------------------------------------- */
@@ -371,7 +369,6 @@ static bool walk(gw_log *log)
     if (committed.lsn == from)
         return false;
     gw_versioned_store(&log->shared->committed, &committed);
-    log->progress_at_ns = gw_now_ns();
     log->stuck_ms = log->stopped_ms = 0;
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&log->shared->committer_flag, memory_order_relaxed))
@@ -436,9 +433,9 @@ void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint64_t epoch, uint6
     atomic_store_explicit(word, (from | GW_PAD) ^ mix, memory_order_release); /* M */
 }
 
-/* The walk is stuck at p below the tail. Decide from the intent slots who owns the hole (docs/log.md, "Dead producers"):
- * S = slots that stand at p. A living member may still commit: wait for it, kill it when it is stopped. All dead: the
- * hole is as long as the smallest member whose end is a proven boundary. True: something was filled. */
+/* The walk is stuck at p below the tail. Decide from the intent slots who owns the hole (docs/log.md, "Dead
+ * producers"). S = slots that stand at p. A living member may still commit: wait for it, kill it when it is stopped.
+ * All dead: the hole is as long as the smallest member whose end is a proven boundary. True: something was filled. */
 static bool reap(gw_log *log)
 {
     uint64_t p = gw_log_committed(log);
@@ -551,12 +548,6 @@ uint64_t gw_log_follow(gw_log *log, uint64_t seen, int timeout_ms)
     uint64_t now = gw_now_ns();
     if (gw_log_committed(log) > seen)
         return gw_log_committed(log);
-    if (now - log->progress_at_ns < BUSY_WINDOW_NS) {
-        struct timespec nap = {0, BUSY_NAP_NS};
-        nanosleep(&nap, NULL);
-        if (walk(log))
-            return gw_log_committed(log);
-    }
     uint64_t deadline = now + (uint64_t)timeout_ms * 1000000u;
     for (;;) {
         atomic_store_explicit(&shared->follower_flag, 1, memory_order_relaxed);

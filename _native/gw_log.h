@@ -22,10 +22,10 @@
  *              so that a record may run over the end. Markers are always addressed through the first mapping.
  *
  * A record (little-endian; a multiple of 8 bytes; zero bytes fill the end)
- *      0        8       12       16                24                32       40       48      52 53 54 55 56      64
- *      +--------+--------+--------+-----------------+-----------------+--------+--------+-------+--+--+--+--+-------+---
- *      | marker | crc32c | epoch  | size            | received_at_ns  | seq    | boot   | body  |id|fl|ki|sp| zero  | device_id, body
- *      +--------+--------+--------+-----------------+-----------------+--------+--------+-------+--+--+--+--+-------+---
+ *   0        8        12       16       24               32       40       48      52 53 54 55 56      64
+ *   +--------+--------+--------+--------+----------------+--------+--------+-------+--+--+--+--+-------+----
+ *   | marker | crc32c | epoch  | size   | received_at_ns | seq    | boot   | body  |id|fl|ki|sp| zero  | device_id,body
+ *   +--------+--------+--------+--------+----------------+--------+--------+-------+--+--+--+--+-------+----
  *   marker = (lsn | kind) XOR mix(secret, epoch). CRC32C covers every byte from `epoch` to the body's end, then lsn; a
  *   PAD's covers its header from `epoch` on, then lsn, with another seed. Zero means never written.
  *

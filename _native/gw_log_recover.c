@@ -8,13 +8,13 @@
  *   anything else, a whole record further on at x        hole [p, x): below W corrupt (reported), else torn (skipped)
  *   anything else, nothing further on                    E = p; E < W: [E, W) corrupt
  *
- * "Whole" is marker, size, and CRC over position, epoch and every byte. The search for x tries every 8-byte position, so
- * that a half-written record hides nothing behind it. A former lap's record never passes: its marker and its CRC carry
- * another position. Writing goes on at S = max(E, W, every persisted position) in a new epoch: a marker that a power cut
- * left behind above E belongs to an older epoch and can never make a new claim look written.
+ * "Whole" is marker, size, and CRC over position, epoch and every byte. The search for x tries every 8-byte position,
+ * so that a half-written record hides nothing behind it. A former lap's record never passes: its marker and its CRC
+ * carry another position. Writing goes on at S = max(E, W, every persisted position) in a new epoch: a marker that a
+ * power cut left behind above E belongs to an older epoch and can never make a new claim look written.
  *
- * Order of the writes: slots dirty, fdatasync (what was found is what stays) | PADs over holes and [E, S), [W, E) dirty,
- * slot with the new epoch, fdatasync | then the first claim. A crash between them repeats the same recovery.
+ * Order of the writes: slots dirty, fdatasync (what was found is what stays) | PADs over holes and [E, S), [W, E)
+ * dirty, slot with the new epoch, fdatasync | then the first claim. A crash between them repeats the same recovery.
  *
  * Page cache: large folios turn a 200-byte commit into a megabyte of writing. Files are filled in 4 KiB writes and read
  * by pread under POSIX_FADV_RANDOM before they are touched through the map (MADV_RANDOM), which keeps folios small. */

@@ -33,7 +33,7 @@ class Mode:
 
 
 MODES = {
-    "plain": Mode("gcc", ("-O1", "-DGW_FAILPOINTS"), environment={"GW_POWER_RUNS": "40"}),
+    "plain": Mode("gcc", ("-O1", "-DGW_FAILPOINTS"), environment={"GW_POWER_RUNS": "30"}),
     "asan": Mode(
         "gcc",
         ("-O1", "-DGW_FAILPOINTS", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -462,34 +463,39 @@ def text_of(mutant: Mutant) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Path]]]:
-    """The programs of the chosen mutants, two at a time, begun before the first of them runs."""
+def ran(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[CompletedProcess[str]]]]:
+    """The chosen mutants are built and run two at a time, begun before the first test of them."""
+    environment = {
+        "TMPDIR": str(tmp_path_factory.mktemp("mutants")),
+        "GW_POWER_RUNS": "200",  # until one fails
+    }
+
+    def build_and_run(m: Mutant) -> CompletedProcess[str]:
+        program = build(TESTS / f"{m.program}.c", m.mode, {m.source: text_of(m)})
+        return run(program, m.mode, m.test, seconds=20, environment=environment)
+
     wanted = [
         call.params["mutant"]
         for item in request.session.items
-        if item.fspath == request.node.path
+        if item.path == request.node.path
         if (call := getattr(item, "callspec", None)) and "mutant" in call.params
     ]
     with ThreadPoolExecutor(2) as pool:
-        yield {
-            m.name: pool.submit(
-                lambda m=m: build(TESTS / f"{m.program}.c", m.mode, {m.source: text_of(m)})
-            )
-            for m in wanted
-        }
+        yield {m.name: pool.submit(build_and_run, m) for m in wanted}
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_test_notices(built: dict[str, Future[Path]], mutant: Mutant, tmp_path: Path) -> None:
-    program = built[mutant.name].result()
-    done = run(program, mutant.mode, mutant.test, seconds=20, environment={"TMPDIR": str(tmp_path)})
+def test_a_test_notices(ran: dict[str, Future[CompletedProcess[str]]], mutant: Mutant) -> None:
+    done = ran[mutant.name].result()
     assert done.returncode not in (0, 2), f"{mutant.name}: {mutant.test} passes\n{done.stdout}"
 
 
 @pytest.mark.parametrize(("program", "mode"), sorted({(m.program, m.mode) for m in ROWS + RULES}))
 def test_the_same_tests_pass_on_the_code_as_it_is(program: str, mode: str, tmp_path: Path) -> None:
     names = sorted({m.test for m in ROWS + RULES if (m.program, m.mode) == (program, mode)})
-    done = run(
-        build(TESTS / f"{program}.c", mode), mode, *names, environment={"TMPDIR": str(tmp_path)}
-    )
+    environment = {"TMPDIR": str(tmp_path), "GW_POWER_RUNS": "5"}
+    done = run(build(TESTS / f"{program}.c", mode), mode, *names, environment=environment)
     assert done.returncode == 0, done.stdout

@@ -6,6 +6,7 @@ Longer: GW_POWER_RUNS=2000 GW_POWER_SEED=1, with test_log_power's program in bui
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -22,23 +23,31 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def built(request: pytest.FixtureRequest) -> Iterator[dict[tuple[Path, str], Future[Path]]]:
-    """What the chosen tests need, two at a time, begun before the first of them runs."""
+def ran(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[Path, str], Future[CompletedProcess[str]]]]:
+    """What the chosen tests need is built and run two at a time, begun before the first of them."""
+    environment = {"TMPDIR": str(tmp_path_factory.mktemp("native"))}
+
+    def build_and_run(path: Path, mode: str) -> CompletedProcess[str]:
+        return run(build(path, mode), mode, environment=environment)
+
     wanted = [
         (call.params["path"], call.params["mode"])
         for item in request.session.items
-        if item.fspath == request.node.path
+        if item.path == request.node.path
         if (call := getattr(item, "callspec", None)) and "mode" in call.params
     ]
     with ThreadPoolExecutor(2) as pool:
-        yield {case: pool.submit(build, *case) for case in wanted}
+        yield {case: pool.submit(build_and_run, *case) for case in wanted}
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize(("path", "mode"), CASES)
 def test_native_program_passes(
-    built: dict[tuple[Path, str], Future[Path]], path: Path, mode: str, tmp_path: Path
+    ran: dict[tuple[Path, str], Future[CompletedProcess[str]]], path: Path, mode: str
 ) -> None:
-    done = run(built[path, mode].result(), mode, environment={"TMPDIR": str(tmp_path)})
+    done = ran[path, mode].result()
     assert done.returncode == 0, done.stdout
 
 

@@ -1,6 +1,6 @@
-/* test_log.c - the log's rules one by one: append, read, reclaim, sinks, books, checksums, lock, create. (Recovery:
- * test_log_recovery.c; committer, interleavings, threads: test_log_races.c; power cuts: test_log_power.c; deaths of real
- * processes: test_log_death.c.)
+/* test_log.c - the log's rules one by one: append, read, reclaim, sinks, books, checksums, lock, create.
+ * (Recovery: test_log_recovery.c; committer, interleavings, threads: test_log_races.c; power cuts: test_log_power.c;
+ * deaths of real processes: test_log_death.c.)
  *
  * Sources: _native/gw_log.c _native/gw_log_commit.c _native/gw_log_recover.c _native/gw_crc32c.c */
 #include "log_fixture.h"
@@ -258,6 +258,23 @@ static void read_refuses_what_is_no_record(void)
         CHECK_EQ(gw_log_read(f.log, lsn, &r), GW_CORRUPT);
     gw_producer_close(p);
     fixture_end(&f);
+}
+
+/* Somebody wrote into the map: the walk stops instead of going astray, even where lsn + size runs over. */
+static void walk_fails_on_a_size_that_cannot_be(void)
+{
+    static const uint64_t sizes[] = {0, 8, 65, CAPACITY, UINT64_MAX - 7, UINT64_MAX - GW_FIRST_LSN + 1};
+    for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        NOTE("size %llu", (unsigned long long)sizes[i]);
+        fixture f = fixture_new();
+        gw_producer *p = producer_of(f.log);
+        CHECK_EQ(put(p, 1, 4, 100, NULL), GW_OK);
+        memcpy(f.log->ring + GW_FIRST_LSN + 16, &sizes[i], 8);
+        CHECK_EQ(follow(f.log), GW_FIRST_LSN);
+        CHECK_EQ(gw_log_state(f.log), GW_STATE_FAILED);
+        gw_producer_close(p);
+        fixture_end(&f);
+    }
 }
 
 static void read_notices_any_flipped_byte(void)
@@ -560,6 +577,7 @@ static const test TESTS[] = {
     T(failed_state_is_final),
     T(sixty_fifth_producer_finds_no_slot),
     T(read_refuses_what_is_no_record),
+    T(walk_fails_on_a_size_that_cannot_be),
     T(read_notices_any_flipped_byte),
     T(new_sink_starts_at_the_end),
     T(known_sink_keeps_its_place),

@@ -379,6 +379,54 @@ static void committer_killed_at_any_point_is_followed_by_another(void)
     }
 }
 
+/* Recovery itself is killed, again and again, between any two of its steps; the next one finds the same. */
+static void recovery_killed_at_any_point_is_repeated(void)
+{
+    fixture f = fixture_with(MQTT_AND_FILE);
+    gw_producer *p = producer_of(f.log);
+    for (unsigned i = 1; i <= 10; i++) {
+        CHECK_EQ(put(p, i, 4, 100, NULL), GW_OK);
+        follow(f.log);
+        if (i == 3)
+            settle(f.log);
+    }
+    publish(f.log, 1, GW_FIRST_LSN + 6 * record_size(4, 100));
+    settle(f.log);
+    gw_producer_close(p);
+    fixture_close(&f);
+    uint8_t *image = image_of(&f);
+    image_slot(image, newest_of(image))->magic = 0; /* the older slot: a watermark below the second hole */
+    for (unsigned id = 2; id <= 8; id += 3)
+        image_byte(image, GW_FIRST_LSN + (id - 1) * record_size(4, 100))[70] ^= 1;
+    static const char *const points[] = {"pad_before_marker", "mid_slot"};
+    for (unsigned k = 0; k < 2; k++)
+        for (unsigned nth = 1; nth <= 3; nth++) {
+            fixture_rewrite(&f, image);
+            for (unsigned again = 0; again < 3; again++) {
+                NOTE("%s, time %u, round %u", points[k], nth, again);
+                pid_t pid = fork_child();
+                if (!pid) {
+                    arm(points[k], SIGKILL);
+                    hook_countdown = nth;
+                    _exit(fixture_open(&f, true) == GW_OK ? 0 : 1);
+                }
+                int status;
+                CHECK(waitpid(pid, &status, 0) == pid);
+                CHECK(WIFSIGNALED(status) || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
+                if (nth == 1)
+                    CHECK(WIFSIGNALED(status) || (k == 0 && again));
+            }
+            CHECK_EQ(fixture_open(&f, true), GW_OK);
+            CHECK_SEQS(f.log, GW_FIRST_LSN, 1, 3, 4, 6, 7, 9, 10);
+            gw_record r;
+            for (unsigned sink = 0; sink < 2; sink++)
+                CHECK_EQ(gw_log_read(f.log, gw_cursor_load(f.log, sink).lsn, &r), GW_OK);
+            fixture_close(&f);
+        }
+    free(image);
+    fixture_end(&f);
+}
+
 /* ---- everybody, at random -------------------------------------------------------------------------------------- */
 
 enum { WORKERS = 3, PER_WORKER = 200000 };
@@ -611,6 +659,7 @@ static const test TESTS[] = {
     T(stopped_claim_holds_nobody_up),
     T(follower_killed_inside_a_pad_is_followed_by_another),
     T(committer_killed_at_any_point_is_followed_by_another),
+    T(recovery_killed_at_any_point_is_repeated),
     T(random_deaths_lose_nothing_that_was_answered),
     T(death_of_everybody_loses_nothing_that_was_answered),
 };

@@ -48,7 +48,7 @@ static void committer_sleeps_when_nothing_changes(void)
 
 static void *one_long_follow(void *context)
 {
-    gw_log_follow(context, gw_log_committed(context), 5000);
+    gw_log_follow(context, gw_log_committed(context), 3000);
     return NULL;
 }
 
@@ -69,7 +69,7 @@ static void sleeping_follower_is_woken(void)
         else
             gw_log_owner_died(f.log, 0x7ffffff0);
         CHECK(pthread_join(thread, NULL) == 0);
-        CHECK(now_ms() - from < 4000);
+        CHECK(now_ms() - from < 2500);
         gw_producer_close(p);
         fixture_end(&f);
     }
