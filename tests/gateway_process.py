@@ -63,6 +63,8 @@ class GatewayProcess:
             self.port = int(str(self.settings["http.port"]))
         self.process: subprocess.Popen[bytes] | None = None
         self.environment = dict(os.environ)
+        self.root = ROOT
+        """Where its `gateway` package lies: another build for a mutant."""
         atexit.register(self.kill)  # a test that fails before it stops it leaves nothing behind
 
     # ---- life ------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ class GatewayProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                cwd=ROOT,
+                cwd=self.root,
                 env=self.environment,
             )
         if ready:
