@@ -6,9 +6,9 @@ Later wins:
             < --set section.key=value
 
 Decoding is strict. An unknown key or a value out of range is a `ConfigError` that names the key,
-where it came from, what was given and the closest right key; all problems are reported at once. A
-number of bytes may be written as text with a unit ("256 MiB"). An empty text unsets a setting
-that may be unset.
+where it came from, what was given and the closest right key. All of them are reported at once; what
+does not fit together is looked at when each value is right by itself. A number of bytes may be
+written as text with a unit ("256 MiB"). An empty text unsets a setting that may be unset.
 """
 
 import difflib
@@ -63,9 +63,12 @@ NO_BROKER: Final = (
 
 _UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SERVICE_LINK: Final = re.compile(
-    r"GATEWAY_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+    r"GATEWAY_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*"
+    r"|GATEWAY_(\w+_)?PORT=(tcp|udp|sctp)://.*",
+    re.DOTALL,
 )
-"""What Kubernetes puts into the environment of every pod beside a service called gateway."""
+"""What Kubernetes puts into the environment of every pod beside a service called gateway. Without
+its value, GATEWAY_..._PORT could also be a misspelt setting."""
 
 
 class Loaded(NamedTuple):
@@ -171,7 +174,7 @@ def _from_environment(environment: Mapping[str, str], problems: list[str]) -> di
         if not variable.startswith("GATEWAY_") or variable == "GATEWAY_CONFIG":
             continue
         key = variables.get(variable)
-        if key is None and _SERVICE_LINK.fullmatch(variable):
+        if key is None and _SERVICE_LINK.fullmatch(f"{variable}={value}"):
             continue
         where = f"environment {variable}"
         key = key or variable.removeprefix("GATEWAY_").lower().replace("_", ".", 1)

@@ -161,6 +161,14 @@ def test_variables_of_kubernetes_service_links_are_not_ours() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [("GATEWAY_HTP_PORT", "http.port"), ("GATEWAY_MQTT_EMBEDED_PORT", "mqtt.embedded_port")],
+)
+def test_a_misspelt_port_is_no_service_link(variable: str, meant: str) -> None:
+    assert f"did you mean {meant}?" in problem(**{variable: "9000"})
+
+
 def test_a_service_link_in_the_place_of_a_setting_is_explained() -> None:
     assert "enableServiceLinks" in problem(GATEWAY_HTTP_PORT="tcp://10.0.0.1:8000")
 
