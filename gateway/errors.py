@@ -126,11 +126,11 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
         "malformed_json", 400, "the body is not one strict JSON value in UTF-8 (RFC 8259, RFC 7493)"
     ),
     Refusal("too_many_members", 400, "an event may have at most 1024 object members in all"),
-    Refusal("not_an_object", 400, "an event must be a JSON object"),
+    Refusal("not_an_object", 400, "an event and its metrics must be JSON objects"),
     Refusal(
         "unknown_field", 400, "only metrics, tags, ts, seq, boot and payload may stand at the top"
     ),
-    Refusal("missing_metrics", 400, "metrics is required and must be an object"),
+    Refusal("missing_metrics", 400, "metrics is required; it may be empty"),
     Refusal("too_many_metrics", 400, "metrics must have ≤ 32 keys"),
     Refusal("bad_metric_key", 400, f"a key of metrics {_KEY}"),
     Refusal("bad_metric_value", 400, "a value in metrics must be a finite number"),
@@ -147,7 +147,11 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
     Refusal("payload_too_deep", 400, "payload may be nested at most 32 deep"),
     Refusal("duplicate_key", 400, "an object has the same key twice"),
     Refusal("bad_device_id", 400, "the device id must match ^[A-Za-z0-9_-]{1,64}$"),
-    Refusal("not_found", 404, "no such path; events go to /v1/ingest/{device_id}"),
+    Refusal(
+        "not_found",
+        404,
+        "no such path; events go to /v1/ingest/{device_id}, with no slash behind it",
+    ),
     Refusal("method_not_allowed", 405, "this path does not have that method; see the header Allow"),
     Refusal("length_required", 411, "send Content-Length and no Transfer-Encoding"),
     Refusal("body_too_large", 413, "the body is larger than http.body_bytes_max"),

@@ -78,7 +78,8 @@ def must_close(code: int) -> bool:
     return code in _CLOSES
 
 
-def _answer(code: int, message: str | None = None) -> Answer:
+def worded(code: int, message: str | None = None) -> Answer:
+    """The answer to a refusal, with `message` in the place of the usual one."""
     refusal = REFUSALS[code]
     headers = [TYPE_JSON]
     if must_close(code):
@@ -86,14 +87,14 @@ def _answer(code: int, message: str | None = None) -> Answer:
     return Answer(refusal.status, headers, refusal.body(None, message))
 
 
-_ANSWERS: Final = {code: _answer(code) for code in range(1, len(REFUSALS))}
+_ANSWERS: Final = {code: worded(code) for code in range(1, len(REFUSALS))}
 _WAITS: Final = [("retry-after", str(seconds)) for seconds in range(1, RETRY_AFTER_MAX_S + 1)]
 _LATER: Final = {
     code: [answer._replace(headers=[*answer.headers, wait]) for wait in _WAITS]
     for code, answer in _ANSWERS.items()
     if answer.status in (429, 503)
 }
-INCOMPLETE: Final = _answer(BODY_TIMEOUT, _INCOMPLETE)
+INCOMPLETE: Final = worded(BODY_TIMEOUT, _INCOMPLETE)
 
 
 def refusal(code: int, field: str | None = None, offset: int | None = None) -> Answer:
@@ -112,7 +113,7 @@ def refusal(code: int, field: str | None = None, offset: int | None = None) -> A
 
 def not_allowed(allow: str) -> Answer:
     """405 with the methods that the path has."""
-    answer = _ANSWERS[METHOD_NOT_ALLOWED]
+    answer = worded(METHOD_NOT_ALLOWED, f"this path does not have that method; use {allow}")
     return answer._replace(headers=[*answer.headers, ("allow", allow)])
 
 

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from gateway import _log, http, metrics
+from gateway.errors import REFUSALS
 from gateway.http import Answer
 from gateway.logs import Seldom
 from gateway.process import Launch, mqtt_status_path
@@ -51,6 +52,15 @@ class App:
         self._status_path = mqtt_status_path(launch.config)
         self._exposition = metrics.Exposition(log, launch.recovered)
         self._seldom = Seldom(1.0)
+        limits = launch.config.http
+        self._limits: Final = {
+            code: http.worded(code, f"{REFUSALS[code].message} = {limit}")
+            for code, limit in (
+                (http.BODY_TOO_LARGE, limits.body_bytes_max),
+                (http.BODY_TIMEOUT, limits.body_deadline_ms),
+            )
+        }
+        """Who sends an event does not know the settings."""
         self.pages: Final[dict[str, Callable[[str | None], Answer]]] = {
             "/readyz": self._ready,
             "/ready": self._ready,
@@ -74,7 +84,7 @@ class App:
         """Count and answer a refusal that the door decided."""
         code = self._why(code)
         self.ingest.refuse(code, started_ns)
-        return http.refusal(code)
+        return self._limits.get(code) or http.refusal(code)
 
     def _why(self, code: int) -> int:
         """The log's tail is closed when it drains and when it has failed."""

@@ -631,6 +631,23 @@ def test_page_with_a_body_and_a_strange_accept_is_a_page(gateway: GatewayProcess
         assert answer.status == 200
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "words"),
+    [
+        ("POST", "/v1/ingest/d", b"x" * 4097, "http.body_bytes_max = 4096"),
+        ("GET", "/v1/ingest/d", b"", "use POST"),
+        ("POST", "/v1/ingest/d/", b"{}", "no slash behind it"),
+        ("POST", "/healthz", b"{}", "use GET"),
+        ("POST", "/v1/ingest/d", b'{"metrics":[1]}', "its metrics must be"),
+    ],
+)
+def test_message_says_what_to_do(
+    gateway: GatewayProcess, method: str, path: str, body: bytes, words: str
+) -> None:
+    answer = gateway.request(method, path, body, {"Content-Type": "application/json"})[2]
+    assert words in json.loads(answer)["message"]
+
+
 def test_full_log_is_503_until_there_is_room(tmp_path: Path) -> None:
     with GatewayProcess(tmp_path) as gateway:
         body = b'{"metrics":{"a":1},"payload":"' + b"x" * 60_000 + b'"}'
