@@ -26,6 +26,7 @@ from gateway.errors import REFUSALS
 from gateway.http import Answer
 from gateway.logs import Seldom
 from gateway.process import Launch, mqtt_status_path
+from gateway.settings import RECORD_OVERHEAD_BYTES
 
 _logger: Final = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
@@ -34,6 +35,10 @@ _NO_STORE: Final = ("cache-control", "no-store")
 PAGES: Final = _log.COUNTERS["requests"]
 """Requests that are not events; those are counted by `Ingest`, so an event costs no second
 counter."""
+LINK_UP: Final = ("connected", "held", "draining")
+"""States of the publisher that only a connection has."""
+FULL_INTERVAL_S: Final = 60.0
+"""A full log is said again after this."""
 GRACE_S: Final = 1.5
 """After the last answer a door waits at most this long for slow readers before the process ends."""
 
@@ -52,6 +57,7 @@ class App:
         self._status_path = mqtt_status_path(launch.config)
         self._exposition = metrics.Exposition(log, launch.recovered)
         self._seldom = Seldom(1.0)
+        self._seldom_full = Seldom(FULL_INTERVAL_S)
         limits = launch.config.http
         self._limits: Final = {
             code: http.worded(code, f"{REFUSALS[code].message} = {limit}")
@@ -78,6 +84,8 @@ class App:
             # Failed after the commit: it is unknown whether the event stays, and only a 500 says
             # that.
             return http.refusal(http.INTERNAL)
+        if code == http.LOG_FULL:
+            self._say_full()
         return http.refusal(self._why(code), self.ingest.field, self.ingest.offset)
 
     def refuse(self, code: int, started_ns: int) -> Answer:
@@ -89,6 +97,15 @@ class App:
     def _why(self, code: int) -> int:
         """The log's tail is closed when it drains and when it has failed."""
         return http.FAILED if code == http.DRAINING and self.log.state == _log.FAILED else code
+
+    def _say_full(self) -> None:
+        held = self._seldom_full()
+        if held is not None:
+            _logger.error(
+                "the log is full: new events are refused with 503%s; it empties as the broker takes"
+                " events (mqtt in /healthz says what holds them up)",
+                f" ({held + 1} since the last line)" if held else "",
+            )
 
     def internal(self, started_ns: int) -> Answer:
         """The answer when the door's own code raised: logged, counted, never silent. Call it in the
@@ -126,22 +143,39 @@ class App:
         books = metrics.books(log)
         used = max(0, log.tail - log.reclaim)
         connected = log.counter_total(_log.COUNTERS["mqtt_connected"]) > 0
+        link = self._link()
+        if not connected and link.get("state") in LINK_UP:
+            link["state"] = "starting"  # who wrote that is gone
+        room = log.capacity_bytes - used
+        problems = [
+            text
+            for wrong, text in (
+                (state != _log.RUNNING, f"the log is {metrics.STATES[state]}"),
+                (
+                    room < self.config.http.body_bytes_max + RECORD_OVERHEAD_BYTES,
+                    "the log is full: it has no room for the largest event",
+                ),
+                (not connected, "not connected to the broker"),
+                (link.get("state") == "held", "the broker refuses an event: publishing stops"),
+                (books.unexplained, f"{books.unexplained} events are unexplained"),
+            )
+            if wrong
+        ]
         if state == _log.FAILED:
             status = "failed"
-        elif books.unexplained or not connected or state != _log.RUNNING:
-            status = "degraded"
         else:
-            status = "ok"
+            status = "degraded" if problems else "ok"
         body = _encode(
             {
                 "status": status,
+                "problems": problems,
                 "log": {
                     "state": metrics.STATES[state],
                     "used_bytes": used,
                     "capacity_bytes": log.capacity_bytes,
                 },
                 "mqtt": {
-                    **self._link(),
+                    **link,
                     "connected": connected,
                     "in_flight": log.counter_total(_log.COUNTERS["mqtt_in_flight"]),
                     "connect_failures": log.counter_total(_log.COUNTERS["mqtt_connect_failures"]),

@@ -668,6 +668,12 @@ def test_full_log_is_503_until_there_is_room(tmp_path: Path) -> None:
         assert waits <= set(range(1, 6))
         assert wait_for(lambda: gateway.metric("gateway_events_accepted_total") == accepted, 3)
         assert gateway.is_ready(), "a full log is no reason to send devices elsewhere: 503 says it"
+        health = gateway.health()
+        assert health["status"] == "degraded"
+        assert any("the log is full" in problem for problem in health["problems"])
+        lines = [line for line in gateway.output().splitlines() if "the log is full" in line]
+        assert len(lines) == 1, "an alarm, not a flood"
+        assert " error worker-0 " in lines[0]
 
 
 INJECTED = """

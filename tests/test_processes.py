@@ -24,6 +24,7 @@ from tests.gateway_process import (
     stat_fields,
     wait_for,
 )
+from tests.mosquitto import Mosquitto
 
 BACK_WITHIN_S = 2.0
 
@@ -331,6 +332,20 @@ def test_broker_away_does_not_keep_the_gateway_from_being_ready(tmp_path: Path) 
         health = wait_for(lambda: (h := gateway.health())["mqtt"].get("last_error") and h, 5)
         assert health["status"] == "degraded"
         assert health["mqtt"]["connected"] is False
+        assert health["problems"] == ["not connected to the broker"]
+
+
+def test_health_says_that_publishing_is_held(tmp_path: Path) -> None:
+    (tmp_path / "acl").write_text("topic write telemetry/good\n")
+    with Mosquitto(tmp_path / "mosquitto", f"acl_file {tmp_path / 'acl'}") as broker:
+        settings = {"mqtt.url": f"mqtt://127.0.0.1:{broker.port}", "http.drain_deadline_ms": 0}
+        with GatewayProcess(tmp_path, settings) as gateway:
+            wait_for(lambda: gateway.health()["status"] == "ok", 5)
+            assert gateway.post("bad") == 202
+            health = wait_for(lambda: (h := gateway.health())["status"] != "ok" and h, 5)
+            assert health["status"] == "degraded"
+            assert health["mqtt"]["connected"] is True
+            assert health["problems"] == ["the broker refuses an event: publishing stops"]
 
 
 SET_FAILED = """
