@@ -145,7 +145,8 @@ class Publisher:
         self._closing = False
         self._closed = asyncio.Event()
         self._drained: asyncio.Future[None] | None = None
-        self._alarm_text, self._alarm_at_s = "", -ALARM_INTERVAL_S
+        self._alarms: dict[str, float] = {}
+        """When each text was logged, CLOCK_MONOTONIC seconds; those of the last minute."""
         self._held_lsn = -1
         self._retry: asyncio.TimerHandle | None = None
         self._set_status("starting")
@@ -326,7 +327,7 @@ class Publisher:
         acked = self.window.look().acks > acks_before
         if was_connected and lived_s >= (self._stable_with_ack_s if acked else self._stable_s):
             self._backoff.reset()
-            self._alarm_text = ""
+            self._alarms.clear()
         long = lost.kind is not Kind.AWAY
         wait_s = self._backoff.long_s() if long else self._backoff.next_s()
         text = f"{self.name}: {lost.reason}"
@@ -425,12 +426,13 @@ class Publisher:
             self._log.counter_add(_log.BLOCK_DELIVERY, index, value)
 
     def _alarm(self, level: int, text: str, next_step: str) -> None:
-        """Log, but the same text at most once a minute."""
+        """Log, but the same text at most once a minute, also when others come between."""
         now_s = time.monotonic()
-        if text == self._alarm_text and now_s - self._alarm_at_s < ALARM_INTERVAL_S:
+        self._alarms = {t: at for t, at in self._alarms.items() if now_s - at < ALARM_INTERVAL_S}
+        if text in self._alarms:
             level = logging.DEBUG
         else:
-            self._alarm_text, self._alarm_at_s = text, now_s
+            self._alarms[text] = now_s
         LOGGER.log(level, "%s; %s", text, next_step)
 
     def _set_status(self, state: str, error: str | None = None) -> None:
@@ -452,7 +454,8 @@ def _connect_refused(connack: Connack) -> Lost:
     step = {
         0x85: "change mqtt.client_id",
         0x86: "check mqtt.username and mqtt.password_file",
-        0x87: "allow this client at the broker",
+        # Mosquitto says this of a wrong password too
+        0x87: "check mqtt.username and mqtt.password_file, or allow this client at the broker",
         0x8A: "the broker bans this client: ask its operator",
         0x9C: "change mqtt.url",
         0x9D: "change mqtt.url",
@@ -480,9 +483,9 @@ def _connect_failure(error: OSError, broker: mqtt.Broker, settings: MqttSettings
             Kind.REFUSED,
         )
     if isinstance(error, socket.gaierror):
-        return Lost(
-            f"the name {broker.host} is not found ({error.strerror}); check mqtt.url", Kind.REFUSED
-        )
+        # No answer from a name server, as while a machine starts, is no verdict on the name.
+        kind = Kind.AWAY if error.errno == socket.EAI_AGAIN else Kind.REFUSED
+        return Lost(f"the name {broker.host} is not found ({error.strerror}); check mqtt.url", kind)
     if isinstance(error, ConnectionResetError):
         hint = "; is this a TLS port?" if broker.tls else ""
         return Lost(f"the broker reset the connection before CONNACK{hint}")

@@ -21,7 +21,8 @@ import uvloop
 from gateway import _log
 from gateway.errors import ConfigError
 from gateway.mqtt import LinkStatus
-from gateway.publisher import Backoff, Publisher
+from gateway.mqtt_link import Kind
+from gateway.publisher import Backoff, Publisher, _connect_failure
 from gateway.settings import MqttConfig
 from tests import brokers, mosquitto
 from tests.brokers import Peer, Publish, ScriptedBroker
@@ -973,6 +974,34 @@ def test_a_host_that_is_not_found_is_an_alarm(source: Source) -> None:
             assert "no-such-host.invalid" in publisher.status.last_error
 
     run(main())
+
+
+def test_a_name_server_that_does_not_answer_is_asked_again_soon() -> None:
+    settings = MqttConfig(url="mqtt://broker")
+    broker = settings.broker
+    assert broker is not None
+
+    def kind(number: int) -> Kind:
+        error = socket.gaierror(number, "no")
+        return _connect_failure(error, broker, settings).kind
+
+    assert kind(socket.EAI_AGAIN) is Kind.AWAY
+    assert kind(socket.EAI_NONAME) is Kind.REFUSED
+
+
+def test_alarms_that_take_turns_are_no_flood(
+    source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept(reason=0x87 if peer.number % 2 else 0x88)
+        await peer.left()
+
+    async def check(publisher: Publisher, broker: ScriptedBroker) -> None:
+        await until(lambda: len(broker.peers) == 8)
+
+    scripted(source, script, check, backoff_max_ms=20)
+    alarms = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(alarms) == len({text.partition("; next attempt")[0] for text in alarms}) == 2
 
 
 def test_a_stopped_process_reads_what_came_before_it_judges(source: Source) -> None:
