@@ -28,7 +28,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from gateway import _log, logs, opening, process
+from gateway import _log, logs, metrics, opening, process
 from gateway.config import Config
 from gateway.errors import Exit, PortBusy
 from gateway.process import Launch, Recovered
@@ -143,6 +143,7 @@ class Supervisor:
         finally:
             self._kill_all()
             self._close_sockets()
+        _logger.info("ended, exit code %d", self._code)
         self._log.close()
         return self._code
 
@@ -234,7 +235,13 @@ class Supervisor:
                     "SIGHUP: settings are read at the start only; restart the gateway for others"
                 )
             elif not self._ending:
-                _logger.info("%s: draining", signal.Signals(number).name)
+                _logger.info(
+                    "%s: draining; %d events wait to be published, for at most %g s%s",
+                    signal.Signals(number).name,
+                    metrics.books(self._log).waiting,
+                    self._config.http.drain_deadline_ms / 1000,
+                    "; Ctrl-C again kills" if number == signal.SIGINT else "",
+                )
                 self._drain()
             elif number == signal.SIGINT:
                 _logger.warning("interrupted again: killing everything")
