@@ -78,7 +78,8 @@ examples:
 """
 
 _VERIFY: Final = """\
-Check every record of a log; exits 8 when something that was on the disk is damaged, and says where.
+Check every record that waits in a log to be published, as the next start would; exits 8 when
+something that was on the disk is damaged, and says where.
 """
 
 
@@ -229,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"exit codes:\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"gateway {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add(commands, "serve", _serve, "run the gateway", _SERVE, settings)
     shown = _add(commands, "config", _config, "print the effective settings", _CONFIG, settings)

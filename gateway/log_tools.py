@@ -49,10 +49,10 @@ def scan(path: Path) -> _log.Log:
 
 
 def is_running(path: Path) -> bool:
-    """Whether a gateway holds the log's lock; asks by trying for it, and lets go at once."""
+    """Whether a gateway holds the log's lock; asks by trying to share it, and lets go at once."""
     with open(path, "rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
@@ -74,14 +74,15 @@ def ls(path: Path, records: int) -> int:
 
 
 def verify(path: Path) -> int:
-    """Check every record. Returns Exit.DAMAGED when something below the watermark is corrupt."""
+    """Check every record that waits. Returns Exit.DAMAGED when something below the watermark is
+    corrupt."""
     running = is_running(path) if path.exists() else False
     log = scan(path)
     found = log.recovery
     assert found is not None
     if running:
         print(f"note: {RUNNING}")
-    print(f"{path}: {count(found.records, 'record')} whole, {size(found.bytes)}")
+    print(f"{path}: {count(found.records, 'record')} waiting and whole, {size(found.bytes)}")
     if found.torn_bytes:
         print(
             f"torn: {size(found.torn_bytes)} above the durable watermark {found.watermark};"

@@ -1,5 +1,6 @@
 """The command line: help, exit codes, and no traceback for a user's mistake."""
 
+import fcntl
 import json
 import os
 import re
@@ -43,6 +44,10 @@ def test_help_lists_commands_and_exit_codes() -> None:
         assert f"\n    {command} " in answer.stdout
     for code, meaning in cli.EXIT_CODES.items():
         assert f"{code:>3}  {meaning}" in answer.stdout
+
+
+def test_version_is_also_an_option() -> None:
+    assert gateway("--version").stdout == f"gateway {__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -236,7 +241,7 @@ def test_verify_of_a_whole_log_is_success(
 ) -> None:
     code, text = cli_log(capsys, written[0], "verify")
     assert code == 0
-    assert "3 records whole" in text
+    assert "3 records waiting and whole" in text
     assert "no corruption" in text
 
 
@@ -278,6 +283,9 @@ def test_both_say_when_a_gateway_runs(
             assert "a gateway is running on this log" in cli_log(capsys, path, command)[1]
         log.close()
     assert not log_tools.is_running(path)
+    with open(path, "rb") as other:  # another `gateway log ls` at the same moment is no gateway
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not log_tools.is_running(path)
 
 
 def test_looking_changes_no_byte(
