@@ -143,9 +143,8 @@ def _serve(args: argparse.Namespace) -> int:
         raise ConfigError(NO_BROKER)
     from gateway import supervisor
 
-    if loaded.config.mqtt.url == "embedded":
-        print(_try_it(loaded.config), flush=True)
-    return supervisor.run(loaded.config, loaded.origin)
+    try_it = _try_it(loaded.config) if loaded.config.mqtt.url == "embedded" else None
+    return supervisor.run(loaded.config, loaded.origin, try_it)
 
 
 def _try_it(config: "Config") -> str:
@@ -155,11 +154,12 @@ def _try_it(config: "Config") -> str:
     host = f"[{host}]" if ":" in host else host
     topic = mqtt.topic.partition("{device_id}")[0].rpartition("/")[0]
     topic = f"{topic}/#" if topic else "#"
+    bin_ = os.path.dirname(sys.executable)  # the other terminal may be in another folder
     return f"""\
-Once it runs, watch events arrive, in another terminal, with one of
+Watch events arrive, in another terminal, with one of
 
     mosquitto_sub -V mqttv5 -h 127.0.0.1 -p {mqtt.embedded_port} -t '{topic}' -v
-    .venv/bin/mqttools subscribe --host 127.0.0.1 --port {mqtt.embedded_port} '{topic}'
+    {bin_}/mqttools subscribe --host 127.0.0.1 --port {mqtt.embedded_port} '{topic}'
 
 and send one, in a third, with
 
@@ -168,7 +168,7 @@ and send one, in a third, with
 
 or some hundred readings of weather stations with
 
-    .venv/bin/gateway demo --url http://{host}:{http.port}
+    {bin_}/gateway demo --url http://{host}:{http.port}
 """
 
 

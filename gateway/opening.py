@@ -83,7 +83,9 @@ def open_log(config: Config) -> tuple[_log.Log, int]:
 def _next_step(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "; free some space, or choose a smaller log.capacity_bytes"
-    return ""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "; log.directory must be a folder"
+    return "; it is in log.directory: name a folder that this user can write to"
 
 
 def _create(path: Path, capacity_bytes: int) -> None:
@@ -272,6 +274,8 @@ def _probe(family: int, address: tuple[object, ...], host: str, port: int, setti
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortBusy(host, port, setting) from None
+            if error.errno == errno.EADDRNOTAVAIL:
+                setting = "http.host"  # the embedded broker's host is always there
             raise ConfigError(
                 f"{setting}: cannot listen on {host}:{port}: {error.strerror}"
             ) from None

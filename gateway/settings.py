@@ -127,8 +127,8 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def path(self) -> Path:
-        """The log file."""
-        return Path(self.directory) / "gateway.log"
+        """The log file. Absolute: a message about it must not need the working directory."""
+        return Path(self.directory).absolute() / "gateway.log"
 
     @property
     def record_bytes_max(self) -> int:

@@ -104,8 +104,9 @@ class Supervisor:
         self._lock_fd = -1
         self._recovered = Recovered()
 
-    def run(self) -> Exit:
-        """Until everything has ended. Raises GatewayError when it cannot start."""
+    def run(self, welcome: str | None = None) -> Exit:
+        """Until everything has ended; `welcome` is printed when nothing stands in the way of the
+        start. Raises GatewayError when it cannot start."""
         # Until the children run there is nothing to drain: a signal ends the start. (Without a
         # handler, process 1 of a container would not hear it.)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -123,6 +124,8 @@ class Supervisor:
         for number in _SIGNALS:
             signal.signal(number, lambda *_: None)  # the pipe tells
         signal.set_wakeup_fd(self._signaller_fd, warn_on_full_buffer=False)
+        if welcome:
+            print(welcome, flush=True)
         for child in self._children:
             self._start(child)
         host = (
@@ -317,12 +320,14 @@ def _how(code: int) -> str:
     return f"exited with {code}"
 
 
-def run(config: Config, origin: Mapping[str, str] | None = None) -> Exit:
+def run(
+    config: Config, origin: Mapping[str, str] | None = None, welcome: str | None = None
+) -> Exit:
     """Run a gateway until it is told to end. `origin` says where settings came from, for
-    messages."""
+    messages; `welcome` is printed once it starts."""
     logs.set_up(config.log.level, "supervisor")
     try:
-        return Supervisor(config).run()
+        return Supervisor(config).run(welcome)
     except PortBusy as busy:
         where = (origin or {}).get(busy.setting)
         if where and where != "default":

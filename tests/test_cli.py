@@ -151,8 +151,9 @@ def test_serve_with_the_embedded_broker_prints_what_to_type(
 ) -> None:
     served: list[str | None] = []
 
-    def run(config: Config, _: object) -> int:
+    def run(config: Config, _: object, welcome: str) -> int:
         served.append(config.mqtt.url)
+        print(welcome)
         return 7
 
     monkeypatch.setattr(supervisor, "run", run)

@@ -516,7 +516,7 @@ def test_host_that_cannot_be_bound_is_an_error_that_names_the_setting(tmp_path: 
     gateway.start(ready=False)
     assert gateway.process is not None
     assert gateway.process.wait(10) == 2
-    assert "http." in gateway.output()
+    assert "http.host: cannot listen on 192.0.2.1" in gateway.output()
 
 
 def test_ipv6_loopback_is_served(tmp_path: Path) -> None:
