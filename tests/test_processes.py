@@ -62,6 +62,8 @@ def test_connections_queued_for_a_killed_worker_are_served_by_its_successor(tmp_
     with GatewayProcess(tmp_path, {"mqtt.url": "embedded"}) as gateway:
         worker = gateway.children()["worker"][0]
         os.kill(worker, signal.SIGSTOP)
+        tasks = Path(f"/proc/{worker}/task")  # a thread that still runs would accept, and reset it
+        wait_for(lambda: all(") T " in (t / "stat").read_text() for t in tasks.iterdir()), 5)
         with socket.create_connection(("127.0.0.1", gateway.port), 5) as queued:
             queued.sendall(b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n")
             os.kill(worker, signal.SIGKILL)
