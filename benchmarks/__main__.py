@@ -19,7 +19,7 @@ from benchmarks.harness import Benchmark, Context, Row
 
 
 def benchmarks() -> list[Benchmark]:
-    """All of them, in the order of issue 2."""
+    """All of them, in the order of their table."""
     from benchmarks import (
         end_to_end,
         ingest,

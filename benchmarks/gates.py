@@ -54,7 +54,7 @@ GATES: Final[dict[str, Gate]] = {
     "rss_mib_worker": Gate("value", "<=", 64, 0.0),
     "rss_mib_delivery": Gate("value", "<=", 64, 0.0),
 }
-"""From issue 2. Names that are not here are reported beside."""
+"""What was asked for. Names that are not here are reported beside."""
 
 
 Verdict = Literal["", "met", "within slack", "short", "short, not enforced"]

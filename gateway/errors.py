@@ -6,8 +6,7 @@ Exceptions (each carries what it is about and says what to do next):
     ├── GatewayError                    base of what the Python side raises on purpose
     │   ├── ConfigError                 a setting is wrong: says which, and where it came from
     │   ├── PortBusy                    another program listens there: names the setting to change
-    │   ├── NoLog                       no log file where one should be read
-    │   └── GatewayStopped              a part gave up for good: the log line before it says why
+    │   └── NoLog                       no log file where one should be read
     └── gateway._log.LogError           raised by compiled code: path, lsn, errno where known
         ├── LogLocked                   is another gateway running on this directory?
         ├── LogCorrupt                  damage below the durable watermark
@@ -93,10 +92,6 @@ class NoLog(GatewayError):
             f"{path}: no log there; name its folder with --set log.directory=DIR or --config FILE"
         )
         self.path = path
-
-
-class GatewayStopped(GatewayError):
-    """A part of the gateway has given up for good and the process must end."""
 
 
 class Refusal(NamedTuple):
@@ -197,5 +192,3 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
 BY_CODE: Final[dict[str, Refusal]] = {refusal.code: refusal for refusal in REFUSALS}
 NUMBER: Final[dict[str, int]] = {refusal.code: number for number, refusal in enumerate(REFUSALS)}
 """The number of a code, as `Ingest.refuse` takes it."""
-BODIES: Final[tuple[bytes, ...]] = tuple(refusal.body() for refusal in REFUSALS)
-"""Encoded bodies without a field, by number, for the hot path."""

@@ -45,8 +45,6 @@ AUTH: Final = int(ControlPacketType.AUTH)
 
 PINGREQ_PACKET: Final[bytes] = pack_pingreq()
 
-CLIENT_ID_BYTES_MAX: Final = 65535
-
 REASONS: Final[Mapping[int, str]] = {
     0x00: "success",
     0x01: "unacceptable protocol version (MQTT 3.1.1)",

@@ -371,7 +371,7 @@ class Publisher:
         """The window holds: once nothing is in flight, wait and start over from the cursor."""
         if view.in_flight or self._retry is not None:
             return
-        # Issue 3 comes in here: a refusal for good gets a durable dead letter, then
+        # Dead letters will come in here: a refusal for good gets a durable one, then
         # window.dead_letter(lsn) lets the cursor pass it.
         refusal = self.window.refusal()
         if refusal is not None:

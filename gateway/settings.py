@@ -424,7 +424,7 @@ LATER: Final[dict[str, str]] = {
     "log.low_water": "shedding before the log is full",
     "mqtt.poison_attempts": "trial of suspect records",
 }
-"""Settings of the design that this version does not have, and what they belong to."""
+"""Settings of later versions, and what they belong to."""
 
 
 # ---- topics -----------------------------------------------------------------------------------

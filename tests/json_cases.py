@@ -1,7 +1,7 @@
 """JSON edge cases by class, in the manner of JSONTestSuite (Seriot, "Parsing JSON is a minefield").
 
   YES      texts that every JSON parser must take, and this one takes
-  NO       texts that are not JSON, or that RFC 7493 and the design refuse as such
+  NO       texts that are not JSON, or that RFC 7493 and docs/http.md refuse as such
   CHOICE   texts about which RFC 8259 leaves the choice: what this gateway chose, and why
 
 A case is the text of one JSON value, to be put wherever a value may stand (`payload`) or used as a

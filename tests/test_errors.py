@@ -9,7 +9,7 @@ import pytest
 
 from gateway import errors
 from gateway.__main__ import EXIT_CODES
-from gateway.errors import BODIES, BY_CODE, NUMBER, REFUSALS, ConfigError, Exit, PortBusy, Refusal
+from gateway.errors import BY_CODE, REFUSALS, ConfigError, Exit, PortBusy, Refusal
 
 ROOT = Path(__file__).parent.parent
 CODES = re.findall(r'X\(\w+, "(\w+)"\)', (ROOT / "_native" / "gw_codes.h").read_text())
@@ -42,7 +42,7 @@ def test_a_body_has_code_message_and_field(refusal: Refusal) -> None:
 
 
 def test_a_body_without_field_says_null() -> None:
-    assert json.loads(BODIES[NUMBER["log_full"]])["field"] is None
+    assert json.loads(BY_CODE["log_full"].body())["field"] is None
 
 
 def test_a_body_may_have_a_message_of_its_own() -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PYTHON = sorted(
     path
-    for folder in ("gateway", "tests", "benchmarks", "loadtest")
+    for folder in ("gateway", "tests", "benchmarks")
     for path in (ROOT / folder).rglob("*.py*")
     if path.suffix in (".py", ".pyi")
 )
@@ -157,6 +157,16 @@ def test_a_stub_and_its_module_have_the_same_names(stub: Path) -> None:
 def test_scripts_are_posix_shell(path: Path) -> None:
     assert path.read_text().startswith("#!/bin/sh\n")
     subprocess.run(["sh", "-n", path], check=True)
+
+
+@pytest.mark.parametrize("path", PYTHON + C, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_names_a_document_that_is_not_here(path: Path) -> None:
+    text = path.read_text()
+    assert re.findall(r"\b(?:FAULTS|DESIGN|STYLE)\b|\b[Ii]ssue \d+", text) == [] or path == Path(
+        __file__
+    )
+    for name in set(re.findall(r"\b(?:docs|tests|models)/[\w/-]+\.(?:md|py|c)\b", text)):
+        assert (ROOT / name).exists(), name
 
 
 def test_no_file_names_a_place_of_one_machine() -> None:

@@ -107,7 +107,7 @@ def test_every_prefix_of_json_is_refused(name):
 # -------------------------------------------------------------------------------------- the verdict
 
 
-def test_event_of_the_design_is_accepted():
+def test_event_with_every_field_is_accepted():
     assert len(EVENT) == 142
     assert verdict_of(EVENT) == ("", None, 0, True, 1, None, b"2025-09-23T11:18:41Z", 0)
 

@@ -12,7 +12,7 @@ but its body:
 
 It registers its own scheduler and, in place of an event loop, an object whose `call_soon*` call at
 once. So `schedule` and `arrived` are plain functions in the thread that holds the GIL anyhow. A
-slow body occupies no thread. Measured in docs/front-doors.md: 1.4 to 1.6 times the rate of an RSGI
+slow body occupies no thread. Measured in docs/front-doors.md: 1.4 times the rate of an RSGI
 coroutine that only reads the body.
 
 What Granian does not bound is bounded here: Content-Length is checked before the body is read, a
@@ -34,7 +34,7 @@ from typing import Any, Final
 import granian
 from granian.http import HTTP1Settings
 
-from gateway import http, process, worker
+from gateway import http, opening, process, worker
 from gateway._log import now_ns
 from gateway.errors import Exit, GatewayError
 from gateway.http import ACCEPTED, INGEST, Answer, device_id_at
@@ -43,7 +43,6 @@ from gateway.worker import App
 _granian: Final[Any] = importlib.import_module("granian._granian")
 """Private, and its stub is not what the compiled module takes."""
 GRANIAN: Final = "2.8"
-BACKLOG: Final = 4096
 CONNECTIONS_MAX: Final = 8192
 """A worker; with `http.body_bytes_max` this bounds its memory. Beyond it, new connections wait in
 the backlog."""
@@ -250,7 +249,7 @@ class Door:
         )
         server = _granian.RSGIWorker(
             self._app.block + 1,
-            (None, _granian.SocketHolder(self._listen_fd, False, BACKLOG)),
+            (None, _granian.SocketHolder(self._listen_fd, False, opening.BACKLOG)),
             None,  # ipc
             1,  # tokio threads
             1,  # tokio blocking threads

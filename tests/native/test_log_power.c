@@ -1,11 +1,11 @@
-/* test_log_power.c - power cuts, at random from seeds: models/model_power.py over the real code.
+/* test_log_power.c - power cuts, at random from seeds, over the real recovery.
  *
  * A run drives a log of 1 MiB with two sinks: appends, claims left half-way, deaths, publishing, group commits, dead
  * committers. What the disk may hold is modelled beside it: `version[0]` is the file as the last fdatasync that
  * returned has covered it, the others are later states. A power cut makes an image in which each 512-byte sector is of
  * any version or of now; a kill keeps all of now. The real recovery opens the image, and may be cut itself. Then:
  *
- *   1 every record that was durable is there, byte for byte (FAULTS 1), after a kill every one committed (2)
+ *   1 every record that was durable is there, byte for byte (guarantee 1), after a kill every one committed (2)
  *   4 nothing lies below a sink's cursor that the sink never published
  *   5 the books balance
  *   6 nothing is read that was never written, or was lost by an earlier recovery, or stands elsewhere
