@@ -12,6 +12,7 @@ The number of series is fixed: labels are reasons, processes, states and bucket 
 """
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -24,6 +25,10 @@ from gateway import __version__, _log
 from gateway.process import Recovered
 
 SINK: Final = "mqtt"
+FRESH_S: Final = 0.1
+"""A page this old is still shown."""
+PAGES_MAX: Final = 4
+"""Pages, one an Accept, that are kept so long."""
 STATES: Final = {_log.RUNNING: "running", _log.DRAINING: "draining", _log.FAILED: "failed"}
 _COUNTED: Final = "Counted since the gateway was started."
 _BOUNDS: Final = [*(repr(bound / 1e9) for bound in _log.HISTOGRAM_BOUNDS_NS), "+Inf"]
@@ -269,16 +274,34 @@ def _counter(name: str, text: str, value: float) -> Metric:
 
 
 class Exposition:
-    """Renders the collector as Prometheus text, or as OpenMetrics where Accept asks for it."""
+    """Renders the collector as Prometheus text, or as OpenMetrics where Accept asks for it.
+
+    A page costs as much as a hundred events, and a client that goes away leaves its request in the
+    queue of the thread that answers them: so a page is made at most once in `FRESH_S`."""
 
     def __init__(self, log: _log.Log, recovered: Recovered) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(LogCollector(log, recovered))
+        self._pages: dict[str, tuple[str, bytes]] = {}
+        self._until_s = 0.0
 
     def render(self, accept: str | None) -> tuple[str, bytes]:
         """Content type and text."""
+        accept = accept or ""
+        now_s = time.monotonic()
+        if now_s >= self._until_s:
+            self._pages.clear()
+            self._until_s = now_s + FRESH_S
+        elif len(self._pages) >= PAGES_MAX and accept not in self._pages:
+            accept = ""  # nobody needs so many kinds of page at once: plain text
+        page = self._pages.get(accept)
+        if page is None:
+            page = self._pages[accept] = self._render(accept)
+        return page
+
+    def _render(self, accept: str) -> tuple[str, bytes]:
         try:
-            encode, content_type = exposition.choose_encoder(accept or "")
+            encode, content_type = exposition.choose_encoder(accept)
         except Exception:  # whatever a client may write into Accept
             logging.getLogger(__name__).debug("Accept could not be read", exc_info=True)
             encode, content_type = exposition.generate_latest, exposition.CONTENT_TYPE_LATEST

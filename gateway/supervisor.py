@@ -30,7 +30,7 @@ from typing import Final
 
 from gateway import _log, logs, metrics, opening, process
 from gateway.config import Config
-from gateway.errors import Exit, PortBusy
+from gateway.errors import Exit, GatewayError, PortBusy
 from gateway.process import Launch, Recovered
 from gateway.worker import GRACE_S
 
@@ -47,6 +47,16 @@ DELIVERY_KILL_S: Final = 5.0
 
 _logger: Final = logging.getLogger(__name__)
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class ProcessNotStarted(GatewayError):
+    """The system has no room for a child at the start."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__(
+            f"{name} cannot be started: {error.strerror}; raise the limit of open files, processes"
+            " or memory"
+        )
 
 
 class Child:
@@ -188,7 +198,19 @@ class Supervisor:
             config=self._config,
             recovered=self._recovered,
         )
-        child.process = process.spawn(child.module, launch)
+        try:
+            child.process = process.spawn(child.module, launch)
+        except OSError as error:  # no descriptor, process or memory left: perhaps for a moment
+            if not child.started_s:
+                raise ProcessNotStarted(child.name, error) from None
+            _logger.error(
+                "%s cannot be started: %s; trying again in %g s",
+                child.name,
+                error.strerror,
+                RESTART_MAX_S,
+            )
+            child.start_at_s = time.monotonic() + RESTART_MAX_S
+            return
         child.pidfd = os.pidfd_open(child.process.pid)
         child.started_s = time.monotonic()
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
@@ -258,6 +280,9 @@ class Supervisor:
         for child in self._children:
             child.start_at_s = None
         if delivery.process is None:
+            self._start(delivery)  # it was about to be: what is in the log wants to be published
+        if delivery.process is None:  # there is no room for it
+            delivery.start_at_s = None
             self._end_workers()
             return
         delivery.signal(signal.SIGTERM)
@@ -316,7 +341,10 @@ class Supervisor:
 
 def _how(code: int) -> str:
     if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:  # most real-time signals have no name
+            return f"was killed by signal {-code}"
     return f"exited with {code}"
 
 

@@ -3,6 +3,7 @@ close, and what was refused is not in the log (guarantees 10, 16, 17, 22)."""
 
 import json
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -586,6 +587,29 @@ def test_client_that_goes_away_harms_nobody(gateway: GatewayProcess) -> None:
                 client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     assert gateway.post() == 202
     assert gateway.metric('gateway_events_refused_total{code="internal"}') == 0
+
+
+def test_uploads_that_break_off_cost_no_memory(gateway: GatewayProcess) -> None:
+    def private_kib() -> int:
+        status = Path(f"/proc/{gateway.children()['worker'][0]}/status").read_text()
+        return int(status.partition("RssAnon:")[2].split()[0])
+
+    def break_off(rounds: int) -> None:
+        for _ in range(rounds):
+            clients = [Client(gateway.port) for _ in range(50)]
+            for client in clients:
+                client.send(request(EVENT)[:-1])
+            assert gateway.post() == 202  # by now their heads are read
+            for client in clients:
+                reset = struct.pack("ii", 1, 0)
+                client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                client.socket.close()
+            assert gateway.post() == 202
+
+    break_off(10)
+    before = private_kib()
+    break_off(80)
+    assert private_kib() - before < 4000, "4000 that are kept cost some 8 MiB"
 
 
 def test_long_name_of_a_field_is_not_echoed_whole(gateway: GatewayProcess) -> None:

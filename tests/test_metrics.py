@@ -2,6 +2,7 @@
 (guarantee 5, 23)."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,3 +172,14 @@ def test_what_recovery_found_is_shown(log: _log.Log) -> None:
     found = samples(log)
     assert found["gateway_log_recovered_torn_bytes"] == 2
     assert found["gateway_log_recovered_corrupt_bytes"] == 3
+
+
+def test_pages_asked_for_again_and_again_are_made_once(log: _log.Log) -> None:
+    shown = metrics.Exposition(log, Recovered())
+    first = shown.render(None)
+    assert shown.render(None) is first
+    openmetrics = "application/openmetrics-text; version=1.0.0; q=0.%d"
+    made = {id(shown.render(openmetrics % q)[1]) for q in range(100)}
+    assert len(made) <= metrics.PAGES_MAX
+    time.sleep(metrics.FRESH_S)
+    assert shown.render(None) is not first

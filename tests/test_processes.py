@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -58,6 +59,13 @@ def test_killed_worker_is_back_within_two_seconds(gateway: GatewayProcess) -> No
     wait_for(lambda: published(gateway, 20), 5)
 
 
+def test_worker_killed_by_a_signal_without_a_name_is_back(gateway: GatewayProcess) -> None:
+    killed = gateway.children()["worker"][0]
+    os.kill(killed, signal.SIGRTMIN + 1)
+    wait_for(lambda: killed not in gateway.child_pids() and all_up(gateway), BACK_WITHIN_S)
+    assert "was killed by signal" in gateway.output()
+
+
 def test_connections_queued_for_a_killed_worker_are_served_by_its_successor(tmp_path: Path) -> None:
     with GatewayProcess(tmp_path, {"mqtt.url": "embedded"}) as gateway:
         worker = gateway.children()["worker"][0]
@@ -91,6 +99,32 @@ def test_delivery_killed_again_and_again_is_back_within_two_seconds(
         )
     assert gateway.post() == 202
     wait_for(lambda: published(gateway, 1), 5)
+
+
+def test_child_that_cannot_be_started_for_a_while_is_started_later(gateway: GatewayProcess) -> None:
+    _, hard = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, hard))
+    os.kill(gateway.children()["worker"][0], signal.SIGKILL)
+    wait_for(lambda: "cannot be started: Too many open files" in gateway.output(), 5)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (hard, hard))
+    wait_for(lambda: all_up(gateway), 5)
+    assert [gateway.post() for _ in range(20)] == [202] * 20
+
+
+def test_start_without_descriptors_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+    limited = ["prlimit", "--nofile=18", sys.executable, "-m", "gateway", "serve"]
+    sets = {
+        "http.port": free_port(),
+        "http.workers": 4,
+        "log.directory": tmp_path,
+        "log.capacity_bytes": 1 << 20,
+        "mqtt.url": "mqtt://127.0.0.1:1",
+    }
+    limited += [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    ended = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 1
+    assert "cannot be started: Too many open files" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_children_die_with_a_killed_supervisor(gateway: GatewayProcess) -> None:
@@ -192,6 +226,29 @@ def test_sigterm_publishes_what_is_left_then_exits_zero(gateway: GatewayProcess)
     assert time.monotonic() - began < 5
     assert not any(is_alive(pid) for pid in children)
     assert "not published yet" not in gateway.output()
+
+
+def test_sigterm_while_the_delivery_process_is_away_publishes_what_is_left(
+    gateway: GatewayProcess,
+) -> None:
+    for _ in range(7):  # so often that the next one is started later
+        killed = wait_for(lambda: gateway.children()["delivery"])[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda killed=killed: killed not in gateway.child_pids())
+    assert [gateway.post() for _ in range(10)] == [202] * 10
+    assert not gateway.children()["delivery"]
+    assert gateway.stop() == 0
+    listed = subprocess.run(
+        [
+            *(sys.executable, "-m", "gateway", "log", "ls"),
+            *("--set", f"log.directory={gateway.settings['log.directory']}"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "10 published" in listed, listed
 
 
 def test_draining_gateway_refuses_with_503_and_closes(tmp_path: Path) -> None:

@@ -162,7 +162,10 @@ class Door:
         try:
             try:
                 body = future.result()
-            except Exception:
+            except Exception as error:
+                # Granian's future keeps the error, its traceback this frame, and the frame the
+                # future: a cycle through Rust, which no collector sees.
+                error.__traceback__ = None
                 self._app.refuse(http.BODY_TIMEOUT, started_ns)
                 self._respond(proto, http.INCOMPLETE)
                 return
