@@ -575,7 +575,7 @@ cdef class Ingest:
         if not 0 < code < <unsigned>GW_CODE_COUNT:
             raise ValueError(f"code {code}")
         gw_ingest_refuse(&self.ingest, code, started_ns)
-        self.field = self.offset = None
+        # field and offset stay: they belong to the other thread's last event, which may not be answered yet
 
 
 def now_ns():

@@ -245,14 +245,14 @@ def _closest(key: str) -> str | None:
 
 def _problem(key: str, where: str, value: Any, reason: str) -> str:
     meant = key if key in SETTINGS else _closest(key)
-    secret = meant is not None and SETTINGS[meant].secret
+    secret = key in SECTIONS or (meant is not None and SETTINGS[meant].secret)
     shown = "hidden" if secret else _shorten(value)
     return f"{key}: {reason} (from {where}, given {shown})"
 
 
 def _shorten(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else repr(value)
-    text = re.sub(r"//.*@", "//(hidden)@", text)  # a user and password in a URL
+    text = re.sub(r"^(\W?(?:mqtts?:)?/*).*@", r"\1(hidden)@", text)  # user and password in a URL
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -184,7 +184,10 @@ def tls_context(settings: MqttSettings) -> ssl.SSLContext:
                 f"mqtt.cert_file, mqtt.key_file: {settings.cert_file}, {settings.key_file}: {error}"
             ) from None
     if settings.alpn is not None:
-        context.set_alpn_protocols([settings.alpn])
+        try:
+            context.set_alpn_protocols([settings.alpn])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"mqtt.alpn: {error}") from None
     return context
 
 
@@ -426,7 +429,7 @@ class LinkStatus:
 
     def write(self, path: Path) -> None:
         """Replace `path` atomically; a reader sees the old or the new one."""
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        partial = path.with_name(f"{path.name}.tmp")  # one name: there is one writer at a time
         partial.write_text(json.dumps(asdict(self)) + "\n")
         os.replace(partial, path)
 

@@ -332,3 +332,48 @@ class Link(asyncio.Protocol):
         if self._transport is None:
             return None
         return cast("socket.socket | None", self._transport.get_extra_info("socket"))
+
+
+def connect_refused(connack: Connack) -> Lost:
+    """The broker said no to CONNECT."""
+    step = {
+        0x85: "change mqtt.client_id",
+        0x86: "check mqtt.username and mqtt.password_file",
+        # Mosquitto says this of a wrong password too
+        0x87: "check mqtt.username and mqtt.password_file, or allow this client at the broker",
+        0x8A: "the broker bans this client: ask its operator",
+        0x9C: "change mqtt.url",
+        0x9D: "change mqtt.url",
+    }.get(connack.reason)
+    busy = connack.reason in (0x88, 0x89, 0x97, 0x9F)
+    return Lost(
+        f"the broker refuses the connection: {connack}" + (f"; {step}" if step else ""),
+        Kind.AWAY if busy else Kind.REFUSED,
+    )
+
+
+def connect_failure(error: OSError, broker: mqtt.Broker, settings: MqttSettings) -> Lost:
+    """TCP or TLS did not come to be."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        name = settings.server_name or broker.host
+        return Lost(
+            f"TLS: the broker's certificate is not accepted for {name}:"
+            f" {printable(error.verify_message)}; check mqtt.ca_file and mqtt.server_name",
+            Kind.REFUSED,
+        )
+    if isinstance(error, ssl.SSLError):
+        return Lost(
+            f"TLS: {printable(str(error.reason or error))}; is this a TLS port, and does the broker"
+            " accept mqtt.cert_file?",
+            Kind.REFUSED,
+        )
+    if isinstance(error, socket.gaierror):
+        # No answer from a name server, as while a machine starts, is no verdict on the name.
+        kind = Kind.AWAY if error.errno == socket.EAI_AGAIN else Kind.REFUSED
+        return Lost(f"the name {broker.host} is not found ({error.strerror}); check mqtt.url", kind)
+    if isinstance(error, ConnectionResetError):
+        hint = "; is this a TLS port?" if broker.tls else ""
+        return Lost(f"the broker reset the connection before CONNACK{hint}")
+    return Lost(
+        f"cannot connect: {printable(error.strerror or str(error))}; is the broker running?"
+    )

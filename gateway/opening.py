@@ -1,6 +1,6 @@
 """Before the first child: the log's folder and file, recovery, and the listening sockets.
 
-    directory 0700 ─▶ gateway.log, when there is none
+    directory 0700, locked ─▶ gateway.log, when there is none
                    ─▶ Log.open: lock (wait ≤ 5 s for dying children of the last supervisor),
                       recovery, new epoch
                         └─ damage below the watermark: copy the file aside first, say so, go on
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from gateway import _log
 from gateway.config import Config
@@ -50,11 +50,22 @@ class LogUnusable(GatewayError):
     exit_code = Exit.LOG_UNUSABLE
 
 
-def open_log(config: Config) -> tuple[_log.Log, int]:
-    """The recovered log and its lock descriptor, which every child inherits."""
+class Opened(NamedTuple):
+    """The recovered log, and what keeps others away from it."""
+
+    log: _log.Log
+    lock_fd: int
+    """Of the log: every child inherits it."""
+    folder_fd: int
+    """Of its folder: locked as long as the supervisor holds it."""
+
+
+def open_log(config: Config) -> Opened:
+    """Make the folder and the log where there are none, lock both, recover."""
     path = config.log.path
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder_fd = _lock_folder(path.parent)
         if not path.exists():
             _create(path, config.log.capacity_bytes)
         lock_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -77,7 +88,7 @@ def open_log(config: Config) -> tuple[_log.Log, int]:
             log.capacity_bytes,
         )
     _report(path, log)
-    return log, lock_fd
+    return Opened(log, lock_fd, folder_fd)
 
 
 def _next_step(error: OSError) -> str:
@@ -89,23 +100,36 @@ def _next_step(error: OSError) -> str:
 
 
 def _create(path: Path, capacity_bytes: int) -> None:
-    with _locked(path.parent):
-        if path.exists():
-            return
-        _logger.info("making %s: %d MiB, once", path, capacity_bytes // MIB)
-        with _progress("making the log", capacity_bytes) as show:
-            _log.create(str(path), capacity_bytes, show)
+    _logger.info("making %s: %d MiB, once", path, capacity_bytes // MIB)
+    with _progress("making the log", capacity_bytes) as show:
+        _log.create(str(path), capacity_bytes, show)
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Two gateways that start at once make one file."""
+def _lock_folder(directory: Path) -> int:
+    """One gateway a folder, also when gateway.log is moved away or replaced under a running one."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+    _patiently(directory, BlockingIOError, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    return fd
+
+
+def _patiently(directory: Path, locked: type[Exception], attempt: Callable[[], Any]) -> Any:
+    """`attempt` until it does not raise `locked`; DirectoryLocked after LOCK_WAIT_S."""
+    until = 0.0
+    while True:
+        try:
+            return attempt()
+        except locked:
+            now = time.monotonic()
+            if not until:
+                until = now + LOCK_WAIT_S
+                _logger.info(
+                    "%s is locked; waiting up to %d s for the last gateway to end",
+                    directory,
+                    LOCK_WAIT_S,
+                )
+            elif now > until:
+                raise DirectoryLocked(directory) from None
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -127,23 +151,15 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _open(path: Path, lock_fd: int) -> _log.Log:
-    until = time.monotonic() + LOCK_WAIT_S
-    waiting = False
     accept_corruption = False
+
+    def attempt() -> _log.Log:
+        return _log.Log.open(str(path), lock_fd, [SINK], accept_corruption)
+
     while True:
         try:
-            return _log.Log.open(str(path), lock_fd, [SINK], accept_corruption)
-        except _log.LogLocked:
-            if time.monotonic() > until:
-                raise DirectoryLocked(path.parent) from None
-            if not waiting:
-                _logger.info(
-                    "%s is locked; waiting up to %d s for the last gateway to end",
-                    path,
-                    LOCK_WAIT_S,
-                )
-            waiting = True
-            time.sleep(0.05)
+            log: _log.Log = _patiently(path.parent, _log.LogLocked, attempt)
+            return log
         except _log.LogCorrupt as damage:
             if accept_corruption:
                 raise LogUnusable(str(damage)) from None
@@ -158,6 +174,7 @@ def _open(path: Path, lock_fd: int) -> _log.Log:
 def _set_aside(path: Path, damage: _log.LogCorrupt) -> None:
     """Keep what is there now: the new epoch writes over the damage."""
     aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    partial = aside.with_name(aside.name + ".partial")
     found = damage.recovery
     _logger.critical(
         "%s: damage below the durable watermark (%s bytes in %s); copying the file to %s, then"
@@ -168,13 +185,14 @@ def _set_aside(path: Path, damage: _log.LogCorrupt) -> None:
         aside,
     )
     try:
-        with open(path, "rb") as source, open(aside, "xb", opener=_private) as copy:
+        with open(path, "rb") as source, open(partial, "wb", opener=_private) as copy:
             size = os.fstat(source.fileno()).st_size
             with _progress("copying the damaged log", size) as show:
                 _copy(source.fileno(), copy.fileno(), size, show)
             os.fsync(copy.fileno())
+        os.rename(partial, aside)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise LogUnusable(
             f"{path} is damaged, and there is no room for a copy at {aside} ({error.strerror});"
             f" free {path.stat().st_size // MIB} MiB or move {path} away"
@@ -249,6 +267,8 @@ def bind(config: Config) -> list[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise ConfigError(f"http.host: {host}: {error.strerror}") from None
+    except UnicodeError:
+        raise ConfigError(f"http.host: {host} is no name: a label is empty or too long") from None
     family, _, _, _, address = found[0]
     _probe(family, address, host, port, "http.port")
     sockets = []

@@ -27,8 +27,7 @@ stored cursor.
 import asyncio
 import logging
 import random
-import socket
-import ssl
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,7 @@ from gateway._log import Log
 from gateway._mqtt import Packet, View, Window
 from gateway.errors import ConfigError, GatewayError
 from gateway.mqtt import Connack, LinkStatus, MqttSettings, broker_name, printable, reason_name
-from gateway.mqtt_link import Kind, Link, Lost
+from gateway.mqtt_link import Kind, Link, Lost, connect_failure, connect_refused
 from gateway.settings import parse_topic
 
 LOGGER = logging.getLogger("gateway.publisher")
@@ -254,6 +253,7 @@ class Publisher:
                 )
                 await connection.accepted
         except BaseException as error:
+            connection.accepted.cancel()  # nobody asks for it any more
             connection.abort()
             if isinstance(error, (Lost, asyncio.CancelledError)):
                 raise
@@ -262,7 +262,14 @@ class Publisher:
                 limit_ms = self._settings.connect_timeout_ms
                 raise Lost(f"no {stage} within mqtt.connect_timeout_ms = {limit_ms}") from None
             if isinstance(error, OSError):
-                raise _connect_failure(error, self._broker, self._settings) from None
+                raise connect_failure(error, self._broker, self._settings) from None
+            if isinstance(error, ValueError | struct.error):
+                # a name that cannot be looked up, a password that no CONNECT can carry ...
+                raise Lost(
+                    f"cannot connect with these settings: {printable(str(error))}; check mqtt.url,"
+                    " mqtt.server_name, mqtt.username and mqtt.password_file",
+                    Kind.REFUSED,
+                ) from None
             raise
         try:
             raise await connection.gone
@@ -280,7 +287,7 @@ class Publisher:
                 Kind.REFUSED,
             )
         if connack.reason:
-            raise _connect_refused(connack)
+            raise connect_refused(connack)
         if connack.session_present and self._clean_start:
             raise Lost(
                 "protocol error: CONNACK has session present though a clean one was asked for"
@@ -447,48 +454,3 @@ class Publisher:
                 status.write(self._status_file)
             except OSError as problem:
                 LOGGER.warning("cannot write %s: %s", self._status_file, problem)
-
-
-def _connect_refused(connack: Connack) -> Lost:
-    """The broker said no to CONNECT."""
-    step = {
-        0x85: "change mqtt.client_id",
-        0x86: "check mqtt.username and mqtt.password_file",
-        # Mosquitto says this of a wrong password too
-        0x87: "check mqtt.username and mqtt.password_file, or allow this client at the broker",
-        0x8A: "the broker bans this client: ask its operator",
-        0x9C: "change mqtt.url",
-        0x9D: "change mqtt.url",
-    }.get(connack.reason)
-    busy = connack.reason in (0x88, 0x89, 0x97, 0x9F)
-    return Lost(
-        f"the broker refuses the connection: {connack}" + (f"; {step}" if step else ""),
-        Kind.AWAY if busy else Kind.REFUSED,
-    )
-
-
-def _connect_failure(error: OSError, broker: mqtt.Broker, settings: MqttSettings) -> Lost:
-    """TCP or TLS did not come to be."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        name = settings.server_name or broker.host
-        return Lost(
-            f"TLS: the broker's certificate is not accepted for {name}:"
-            f" {printable(error.verify_message)}; check mqtt.ca_file and mqtt.server_name",
-            Kind.REFUSED,
-        )
-    if isinstance(error, ssl.SSLError):
-        return Lost(
-            f"TLS: {printable(str(error.reason or error))}; is this a TLS port, and does the broker"
-            " accept mqtt.cert_file?",
-            Kind.REFUSED,
-        )
-    if isinstance(error, socket.gaierror):
-        # No answer from a name server, as while a machine starts, is no verdict on the name.
-        kind = Kind.AWAY if error.errno == socket.EAI_AGAIN else Kind.REFUSED
-        return Lost(f"the name {broker.host} is not found ({error.strerror}); check mqtt.url", kind)
-    if isinstance(error, ConnectionResetError):
-        hint = "; is this a TLS port?" if broker.tls else ""
-        return Lost(f"the broker reset the connection before CONNACK{hint}")
-    return Lost(
-        f"cannot connect: {printable(error.strerror or str(error))}; is the broker running?"
-    )

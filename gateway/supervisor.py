@@ -122,7 +122,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         process.raise_descriptor_limit()
         self._sockets = opening.bind(self._config)
-        self._log, self._lock_fd = opening.open_log(self._config)
+        self._log, self._lock_fd, _ = opening.open_log(self._config)
         if found := self._log.recovery:
             self._recovered = Recovered(found.records, found.torn_bytes, found.corrupt_bytes)
         self._children = [Child("delivery", DELIVERY, 0, None)]
@@ -231,7 +231,8 @@ class Supervisor:
         if child.is_delivery:
             for gauge in ("mqtt_connected", "mqtt_in_flight"):
                 self._log.counter_set(_log.BLOCK_DELIVERY, _log.COUNTERS[gauge], 0)
-        if code == Exit.LOG_FAILED or self._log.state == _log.FAILED:
+        # SIGBUS: the mapped file was cut short, or a sector of it cannot be read
+        if code in (Exit.LOG_FAILED, -signal.SIGBUS) or self._log.state == _log.FAILED:
             self._fail()
         elif self._ending:
             self._died_while_ending(child, code)

@@ -214,6 +214,16 @@ def test_secrets_are_not_in_messages() -> None:
     assert "hunter2" not in problem("mqtt.pasword=hunter2", "mqtt.password_=hunter2")
     assert "hunter2" not in problem("mqtt.password=hunter2", "mqtt.password_file=/nowhere")
     assert "hunter2" not in problem("mqtt.url=mqtt://me:hunter2@broker")
+    assert "hunter2" not in problem("mqtt.url=me:hunter2@broker")
+    assert "hunter2" not in problem("mqtt.url=mqtt://me:hunter2 'x@broker")
+    assert "hunter2" not in problem("mqtt.url=mqtt:me:hunter2@broker")
+
+
+def test_secrets_in_a_section_of_the_wrong_form_are_not_in_messages(toml: Path) -> None:
+    toml.write_text('[[mqtt]]\npassword = "hunter2"\n')
+    with pytest.raises(ConfigError) as failure:
+        load(str(toml), {}, [])
+    assert "hunter2" not in str(failure.value)
 
 
 def test_a_broken_file_is_named_with_the_line(toml: Path) -> None:

@@ -410,6 +410,9 @@ GOOD: dict[str, bytes] = {
     "empty lines before it": b"\r\n\r\n" + request(),
     "Expect: 100-continue": request(EVENT, "Expect: 100-continue"),
     "an Upgrade that is not followed": request(EVENT, "Connection: Upgrade", "Upgrade: h2c"),
+    "a second Host that Granian does not show": request(EVENT).replace(
+        b"Host: h", b"Host: h\r\nHost: \xff"
+    ),
 }
 
 

@@ -168,6 +168,16 @@ def test_skipped_record_is_unexplained(log: _log.Log) -> None:
     ingest.close()
 
 
+def test_a_refusal_in_between_does_not_take_the_field_from_an_answer(log: _log.Log) -> None:
+    ingest = _log.Ingest(log, 0)
+    try:
+        ingest.event("dev", b'{"metrics":{"a":"x"}}', _log.now_ns())
+        ingest.refuse(_log.CODES.index("body_timeout"), _log.now_ns())  # the main thread cuts
+        assert (ingest.field, ingest.offset) == ("metrics.a", 16)
+    finally:
+        ingest.close()
+
+
 def test_what_recovery_found_is_shown(log: _log.Log) -> None:
     found = samples(log)
     assert found["gateway_log_recovered_torn_bytes"] == 2

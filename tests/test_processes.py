@@ -2,6 +2,7 @@
 (guarantees 2, 15, 18, 20)."""
 
 import contextlib
+import http.client
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.errors import Exit
 from tests.gateway_process import (
     EVENT,
     ROOT,
@@ -190,6 +192,28 @@ def test_second_gateway_on_the_directory_is_refused(gateway: GatewayProcess) -> 
     assert other.process.wait(10) == 4
     assert "is another gateway running on this directory?" in other.output()
     assert gateway.post() == 202
+
+
+def test_second_gateway_is_refused_though_the_log_was_moved_away(
+    gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    folder = Path(str(gateway.settings["log.directory"]))
+    (folder / "gateway.log").rename(folder / "moved.log")
+    second = GatewayProcess(tmp_path / "second", {"log.directory": folder})
+    second.start(ready=False)
+    assert second.process is not None
+    assert second.process.wait(15) == Exit.LOCKED
+    assert "is another gateway running on this directory?" in second.output()
+    assert gateway.post() == 202
+
+
+def test_log_that_is_cut_short_under_a_running_gateway_ends_it(gateway: GatewayProcess) -> None:
+    os.truncate(Path(str(gateway.settings["log.directory"])) / "gateway.log", 4096)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        gateway.post()
+    assert gateway.process is not None
+    assert gateway.process.wait(15) == Exit.LOG_FAILED
+    assert "the log has FAILED" in gateway.output()
 
 
 @pytest.mark.parametrize(
@@ -570,12 +594,18 @@ def test_sigterm_while_the_log_is_made_leaves_nothing_in_the_way(tmp_path: Path)
     gateway.kill()
 
 
-def test_host_that_cannot_be_bound_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
-    gateway = GatewayProcess(tmp_path, {"http.host": "192.0.2.1", "auth.allow_anonymous": "true"})
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [("192.0.2.1", "cannot listen on 192.0.2.1"), ("a..b", "a..b is no name")],
+)
+def test_host_that_cannot_be_bound_is_an_error_that_names_the_setting(
+    tmp_path: Path, host: str, said: str
+) -> None:
+    gateway = GatewayProcess(tmp_path, {"http.host": host, "auth.allow_anonymous": "true"})
     gateway.start(ready=False)
     assert gateway.process is not None
     assert gateway.process.wait(10) == 2
-    assert "http.host: cannot listen on 192.0.2.1" in gateway.output()
+    assert f"http.host: {said}" in gateway.output()
 
 
 def test_ipv6_loopback_is_served(tmp_path: Path) -> None:

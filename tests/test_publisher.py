@@ -21,8 +21,8 @@ import uvloop
 from gateway import _log
 from gateway.errors import ConfigError
 from gateway.mqtt import LinkStatus
-from gateway.mqtt_link import Kind
-from gateway.publisher import Backoff, Publisher, _connect_failure
+from gateway.mqtt_link import Kind, connect_failure
+from gateway.publisher import Backoff, Publisher
 from gateway.settings import MqttConfig
 from tests import brokers, mosquitto
 from tests.brokers import Peer, Publish, ScriptedBroker
@@ -256,6 +256,7 @@ def test_an_assigned_client_id_is_kept(source: Source) -> None:
         ({"topic": "a/+"}, "mqtt.topic: must not have the wildcards"),
         ({"url": "mqtts://h", "ca_file": "/nonexistent"}, "mqtt.ca_file"),
         ({"url": "mqtts://h", "cert_file": "/no", "key_file": "/no"}, "mqtt.cert_file"),
+        ({"url": "mqtts://h", "alpn": "x" * 256}, "mqtt.alpn"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(
@@ -842,6 +843,19 @@ def test_status_is_seen_by_other_processes(source: Source, tmp_path: Path) -> No
 # ---- TLS --------------------------------------------------------------------------------------
 
 
+def test_status_that_cannot_be_written_leaves_no_more_than_one_file(tmp_path: Path) -> None:
+    target = tmp_path / "status.json"
+    target.mkdir()  # os.replace fails; a full disk fails a step before
+    write = (
+        "import sys; from pathlib import Path; from gateway.mqtt import LinkStatus;"
+        "LinkStatus().write(Path(sys.argv[1]))"
+    )
+    for _ in range(3):  # three delivery processes
+        ended = subprocess.run([sys.executable, "-c", write, target], stderr=subprocess.DEVNULL)
+        assert ended.returncode == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ca.pem, other.pem (another CA), server.pem (localhost), client.pem, each with its .key."""
@@ -983,7 +997,7 @@ def test_a_name_server_that_does_not_answer_is_asked_again_soon() -> None:
 
     def kind(number: int) -> Kind:
         error = socket.gaierror(number, "no")
-        return _connect_failure(error, broker, settings).kind
+        return connect_failure(error, broker, settings).kind
 
     assert kind(socket.EAI_AGAIN) is Kind.AWAY
     assert kind(socket.EAI_NONAME) is Kind.REFUSED
@@ -1002,6 +1016,32 @@ def test_alarms_that_take_turns_are_no_flood(
     scripted(source, script, check, backoff_max_ms=20)
     alarms = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(alarms) == len({text.partition("; next attempt")[0] for text in alarms}) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"url": "mqtt://a..b"},
+        {"url": "mqtt://" + "a" * 64},
+        {"url": "mqtt://."},
+        {"username": "u" * 65536},
+        {"password": "p" * 65536},
+    ],
+    ids=["empty label", "long label", "dot", "long user name", "long password"],
+)
+def test_settings_that_no_connect_can_carry_are_an_alarm(
+    source: Source, changes: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        async with (
+            ScriptedBroker(lambda peer: peer.left()) as broker,
+            publishing(source, broker.port, **changes) as publisher,
+        ):
+            await until(lambda: publisher.status.last_error)
+            assert publisher.status.state == "refused"
+            assert "check mqtt.url" in publisher.status.last_error
+
+    run(main())
 
 
 def test_a_stopped_process_reads_what_came_before_it_judges(source: Source) -> None:
