@@ -77,6 +77,7 @@ class GranianPeer(Child):
     def __init__(
         self, module: str, directory: Path, workers: int, settings: dict[str, str] | None = None
     ) -> None:
+        from gateway import opening
         from gateway.frontends import granian as door
 
         self.port = free_port()
@@ -85,7 +86,7 @@ class GranianPeer(Child):
             *("--interface", "rsgi", "--http", "1", "--no-ws", "--loop", "uvloop"),
             *("--host", "127.0.0.1", "--port", str(self.port), "--workers", str(workers)),
             *("--runtime-mode", "st", "--runtime-threads", "1", "--runtime-blocking-threads", "1"),
-            *("--backlog", str(door.BACKLOG), "--backpressure", str(door.CONNECTIONS_MAX)),
+            *("--backlog", str(opening.BACKLOG), "--backpressure", str(door.CONNECTIONS_MAX)),
             *("--http1-buffer-size", str(door.HEAD_BYTES_MAX)),
             *("--http1-header-read-timeout", str(door.HEADER_TIMEOUT_MS)),
             *("--log-level", "warning"),

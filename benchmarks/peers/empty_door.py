@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from gateway.config import Config
-from gateway.frontends.granian import BACKLOG, Door
+from gateway.frontends.granian import Door
+from gateway.opening import BACKLOG
 
 
 def _event(device_id: str, body: bytes, started_ns: int) -> int:
