@@ -601,6 +601,17 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     return GW_OK;
 }
 
+/* Identity, page cache, map: what stands in log->fd becomes readable. */
+static gw_status load(gw_log *log, gw_identity_page *identity, gw_error *error)
+{
+    gw_status status = read_identity(log->fd, identity, error);
+    if (status != GW_OK)
+        return status;
+    if (read_through(log->fd, identity->capacity))
+        return gw_fail(error, GW_ERRNO, errno, 0, "reading the log");
+    return gw_map(log, log->fd, identity->capacity, identity->record_bytes_max, error);
+}
+
 gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, bool accept_corruption, gw_log **out,
                       gw_recovery *report, gw_error *error)
 {
@@ -620,11 +631,7 @@ gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, b
     else if (opened.st_ino != locked.st_ino || opened.st_dev != locked.st_dev)
         status = gw_fail(error, GW_ERRNO, EINVAL, 0, "the lock's descriptor is not of this file");
     if (status == GW_OK)
-        status = read_identity(log->fd, &identity, error);
-    if (status == GW_OK && read_through(log->fd, identity.capacity))
-        status = gw_fail(error, GW_ERRNO, errno, 0, "reading the log");
-    if (status == GW_OK)
-        status = gw_map(log, log->fd, identity.capacity, identity.record_bytes_max, error);
+        status = load(log, &identity, error);
     if (status == GW_OK)
         status = recover(log, &identity, sinks, accept_corruption, report, error);
     if (status != GW_OK) {
@@ -649,11 +656,7 @@ gw_status gw_log_scan(const char *path, gw_log **out, gw_recovery *report, gw_er
     if (log->fd < 0)
         status = gw_fail(error, GW_ERRNO, errno, 0, "opening the log");
     if (status == GW_OK)
-        status = read_identity(log->fd, &identity, error);
-    if (status == GW_OK && read_through(log->fd, identity.capacity))
-        status = gw_fail(error, GW_ERRNO, errno, 0, "reading the log");
-    if (status == GW_OK)
-        status = gw_map(log, log->fd, identity.capacity, identity.record_bytes_max, error);
+        status = load(log, &identity, error);
     if (status == GW_OK)
         status = newest_slot(log, &slot, error);
     uint64_t ordinal = 0, records_above[GW_SINKS_MAX] = {0};
