@@ -15,12 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 HEADERS = sorted(str(p) for p in Path("_native").glob("*.h"))
 VALIDATOR = sorted(str(p) for p in Path("_native").glob("gw_validator*.c"))
-LOG = [
-    "_native/gw_crc32c.c",
-    "_native/gw_log.c",
-    "_native/gw_log_commit.c",
-    "_native/gw_log_recover.c",
-]
+LOG = ["_native/gw_crc32c.c", *sorted(str(p) for p in Path("_native").glob("gw_log*.c"))]
 
 cflags = [
     "-std=gnu11",

@@ -9,10 +9,16 @@ uint64_t gw_monotonic_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+_Static_assert((int)GW_EVENT_KEYED == (int)GW_EVENT_HAS_SEQ, "a seq makes a key");
+
 static int count(gw_ingest *ingest, unsigned code, uint64_t started_ns)
 {
     gw_counter_block *counters = ingest->counters;
-    gw_counter_add(counters, code ? GW_COUNTER_REFUSED + code : GW_COUNTER_ACCEPTED, 1);
+    gw_counter_add(counters,
+                   code                ? GW_COUNTER_REFUSED + code
+                   : ingest->duplicate ? GW_COUNTER_DUPLICATES
+                                       : GW_COUNTER_ACCEPTED,
+                   1);
     uint64_t now = gw_monotonic_ns();
     gw_histogram_observe(counters, GW_COUNTER_REQUEST_NS, now > started_ns ? now - started_ns : 0);
     return (int)code;
@@ -25,10 +31,12 @@ void gw_ingest_refuse(gw_ingest *ingest, unsigned code, uint64_t started_ns)
 }
 
 int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_id_bytes, const uint8_t *body,
-                    size_t body_bytes, uint64_t started_ns)
+                    size_t body_bytes, uint64_t started_ns, bool again)
 {
     gw_verdict *verdict = &ingest->verdict;
-    gw_counter_add(ingest->counters, GW_COUNTER_RECEIVED, 1);
+    ingest->duplicate = false;
+    if (!again)
+        gw_counter_add(ingest->counters, GW_COUNTER_RECEIVED, 1);
     if (!gw_device_id_ok(device_id, device_id_bytes)) {
         *verdict = (gw_verdict){.code = GW_CODE_BAD_DEVICE_ID, .field = GW_FIELD_DEVICE_ID};
         return count(ingest, GW_CODE_BAD_DEVICE_ID, started_ns);
@@ -52,10 +60,20 @@ int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_i
                       .received_at_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec,
                       .seq = verdict->seq,
                       .boot = verdict->boot};
+    gw_log *log = ingest->log;
     switch (gw_producer_append(ingest->producer, &event, &ingest->lsn)) {
     case GW_OK:
         gw_counter_add(ingest->counters, GW_COUNTER_ACCEPTED_BYTES, body_bytes);
+        ingest->used_percent = (uint8_t)(gw_log_used(log) * 100 / gw_log_capacity(log));
         return count(ingest, GW_CODE_ACCEPTED, started_ns);
+    case GW_DUPLICATE:
+        ingest->duplicate = true;
+        ingest->used_percent = (uint8_t)(gw_log_used(log) * 100 / gw_log_capacity(log));
+        return count(ingest, GW_CODE_ACCEPTED, started_ns);
+    case GW_CONFLICT:
+        return count(ingest, GW_CODE_SEQ_CONFLICT, started_ns);
+    case GW_BUSY:
+        return GW_INGEST_BUSY;
     case GW_FULL:
         return count(ingest, GW_CODE_LOG_FULL, started_ns);
     case GW_CLOSED:

@@ -6,6 +6,7 @@
  *   P3  Only a record whose marker, size and CRC agree is ever read: nothing torn, stale or forged.
  *   P4  A producer never waits: full, draining and failed are verdicts. A dead producer's claim becomes a PAD.
  *   P5  A position is overwritten only when it lies below `reclaim`: the least cursor whose fdatasync has returned.
+ *   P6  Of the events with one key (device id, boot, seq) at most one stands in the last `capacity` bytes claimed.
  *
  * Positions (lsn) are byte counts, multiples of 8, above 0, that only grow; masked at use. One writer each:
  *
@@ -24,15 +25,17 @@
  * A record (little-endian; a multiple of 8 bytes; zero bytes fill the end)
  *   0        8        12       16       24               32       40       48      52 53 54 55 56      64
  *   +--------+--------+--------+--------+----------------+--------+--------+-------+--+--+--+--+-------+----
- *   | marker | crc32c | epoch  | size   | received_at_ns | seq    | boot   | body  |id|fl|ki|sp| zero  | device_id,body
+ *   | marker | crc32c | epoch  | size   | received_at_ns | seq    | boot   | body  |id|fl|ki|sp| dead  | device_id,body
  *   +--------+--------+--------+--------+----------------+--------+--------+-------+--+--+--+--+-------+----
- *   marker = (lsn | kind) XOR mix(secret, epoch). CRC32C covers every byte from `epoch` to the body's end, then lsn; a
- *   PAD's covers its header from `epoch` on, then lsn, with another seed. Zero means never written.
+ *   marker = (lsn | kind) XOR mix(secret, epoch). CRC32C covers every byte from `epoch` to the body's end, `dead` taken
+ *   as zero, then lsn; a PAD's covers its header from `epoch` on, then lsn, with another seed. Zero means never written.
+ *   dead: a byte a sink, 0xde when that sink has set the record aside (a dead letter); the only bytes that change
+ *   after the commit.
  *
  * Everything else that is shared lives in a memfd (`gw_shared`) and is rebuilt by recovery; see gw_log_shared.h.
  *
- * Crash story: docs/log.md's, repeated where the code is: claim and commit, walk, reap in gw_log.c; committer in
- * gw_log_commit.c; recovery in gw_log_recover.c. */
+ * Crash story: docs/log.md's, repeated where the code is: claim and commit in gw_log.c; walk, reap in gw_log_follow.c;
+ * the index in gw_log_index.h; committer in gw_log_commit.c; recovery in gw_log_recover.c; waiting in gw_log_wait.c. */
 #ifndef GW_LOG_H
 #define GW_LOG_H
 
@@ -56,7 +59,10 @@ typedef enum gw_status {
     GW_NO_SLOT,   /* every intent slot has an owner */
     GW_LOCKED,    /* another process holds the log */
     GW_NOT_A_LOG, /* identity page: magic, version, CRC or size are wrong */
-    GW_ERRNO      /* a system call failed; gw_error.error_number says how */
+    GW_ERRNO,     /* a system call failed; gw_error.error_number says how */
+    GW_DUPLICATE, /* verdict: the same key with the same body stands in the log at *lsn; nothing was added */
+    GW_CONFLICT,  /* verdict: the same key with another body stands there; nothing was added */
+    GW_BUSY       /* verdict: another producer is writing this key at *lsn: ask again once committed > *lsn */
 } gw_status;
 
 /* Where and why, for statuses that are not verdicts. */
@@ -81,6 +87,9 @@ enum {
 #define GW_CAPACITY_MIN (1ull << 20)
 #define GW_CAPACITY_MAX (1ull << 40)
 
+/* Of gw_event.flags, GW_EVENT_HAS_SEQ: (device id, boot, seq) is a key. */
+enum { GW_EVENT_KEYED = 2 };
+
 /* What a producer hands in. `flags` are GW_EVENT_HAS_*; `splice` is the offset just behind the body's opening brace
  * when that is < 255 (0: unknown), where a publisher may insert "ts". */
 typedef struct gw_event {
@@ -97,6 +106,7 @@ typedef struct gw_record {
     const uint8_t *device_id, *body;
     uint32_t body_bytes, epoch;
     uint8_t device_id_bytes, flags, kind, splice;
+    uint8_t dead; /* bit i: sink i has set it aside */
 } gw_record;
 
 /* A sink's place and its books. Everything below lsn is done for the sink; ordinal counts the DATA records below lsn,
@@ -171,8 +181,53 @@ int64_t gw_log_unexplained(const gw_log *log, unsigned sink);
 
 gw_status gw_producer_open(gw_log *log, gw_producer **producer);
 void gw_producer_close(gw_producer *producer);
-/* GW_OK: committed. GW_FULL, GW_CLOSED, GW_TOO_LARGE: not in the log. GW_FAILED: unknown. One thread a producer. */
+/* GW_OK: committed. GW_FULL, GW_CLOSED, GW_TOO_LARGE: not in the log. GW_FAILED: unknown. GW_DUPLICATE, GW_CONFLICT,
+ * GW_BUSY: only for events with a key, see there; they win over full and closed. One thread a producer. */
 gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint64_t *lsn);
+
+/* Refuse above `high` used bytes (tail - reclaim), until fewer than `low` are used: full is said with hysteresis, so
+ * that a log at its limit does not flip for each event. high = capacity: only when there is no room. */
+void gw_log_set_water(gw_log *log, uint64_t high, uint64_t low);
+/* Bytes that cannot be written over yet: tail - reclaim. */
+uint64_t gw_log_used(const gw_log *log);
+
+/* The oldest whole record that still stands in the ring: how far back a repeat is recognised, and a receipt answered
+ * exactly. GW_OK or GW_EMPTY. `record`'s pointers are not set (the bytes may be overwritten at any time). */
+gw_status gw_log_oldest(const gw_log *log, gw_record *record);
+
+/* ---- receipts ------------------------------------------------------------------------------------------------ */
+
+/* "<log identity>-<epoch>-<lsn>-<mac>", hexadecimal; 0-terminated. */
+enum { GW_RECEIPT_BYTES_MAX = 68 };
+void gw_log_receipt(const gw_log *log, uint64_t lsn, char out[GW_RECEIPT_BYTES_MAX]);
+
+enum gw_receipt_state {
+    GW_RECEIPT_UNKNOWN = 0,   /* not one of this log's, or nobody can say any more */
+    GW_RECEIPT_ENQUEUED,      /* committed */
+    GW_RECEIPT_DURABLE,       /* an fdatasync covers it */
+    GW_RECEIPT_DELIVERED,     /* every sink confirmed it */
+    GW_RECEIPT_DEAD_LETTERED, /* a sink has set it aside */
+    GW_RECEIPT_FINISHED,      /* written over since: it was delivered or dead-lettered before */
+    GW_RECEIPT_LOST           /* a power cut took it before an fdatasync covered it */
+};
+enum gw_receipt_state gw_log_receipt_state(const gw_log *log, const char *text, size_t bytes, uint64_t *lsn);
+/* The same for a position that this process holds a promise for: a record of this log, committed or about to be. */
+enum gw_receipt_state gw_log_state_of(const gw_log *log, uint64_t lsn);
+
+/* ---- waiting for `durable` and for sinks --------------------------------------------------------------------- */
+
+/* Worker `worker` (0 .. GW_WORKERS_MAX - 1) will wait until `durable` lies above lsn (or, with `sink`, every cursor):
+ * the follower and the committer hurry. Any thread. */
+void gw_log_want(gw_log *log, unsigned worker, uint64_t lsn, bool sink);
+/* Sleep until durable > durable_above, or the least cursor > sinks_above, or committed > committed_above (UINT64_MAX:
+ * not waited for), or the state is FAILED, or the worker's word is no longer `word`, or timeout_ms have passed.
+ * Returns the word. One thread a worker. */
+uint32_t gw_log_wait(gw_log *log, unsigned worker, uint32_t word, uint64_t durable_above, uint64_t sinks_above,
+                     uint64_t committed_above, int timeout_ms);
+/* Change the worker's word and wake its sleeper: there is somebody new to wait for. */
+void gw_log_nudge(gw_log *log, unsigned worker);
+/* The least cursor of all sinks. */
+uint64_t gw_log_least_cursor(const gw_log *log);
 
 /* ---- the delivery process ----------------------------------------------------------------------------------- */
 
@@ -181,6 +236,9 @@ gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint6
 uint64_t gw_log_follow(gw_log *log, uint64_t seen, int timeout_ms);
 /* Wake a follower that sleeps (also after a child's death). Async-signal-safe. */
 void gw_log_wake(gw_log *log);
+/* The follower rests after progress, so that it is not woken for every event: at most `microseconds`, less when
+ * somebody waits for an acknowledgement. */
+void gw_log_rest(gw_log *log, int microseconds);
 
 /* The record at `lsn`, which must be a record's start at or above a cursor that holds it. GW_OK, GW_EMPTY
  * (lsn >= committed), or GW_CORRUPT. PAD and VOID records are returned too: step over them, do not publish them. */
@@ -190,6 +248,11 @@ int gw_log_sink(const gw_log *log, const char *name); /* index, or -1 */
 gw_cursor gw_cursor_load(const gw_log *log, unsigned sink);
 /* One writer a sink; atomic towards SIGKILL and other readers. */
 void gw_cursor_store(gw_log *log, unsigned sink, const gw_cursor *cursor);
+
+/* The record at `lsn`, which the sink's cursor has not passed, is set aside by this sink. Call it when the dead letter
+ * is on the disk and before the cursor passes; after a start, again for every dead letter that is on file. False: no
+ * record of `epoch` (0: of any) stands there. */
+bool gw_log_mark_dead(gw_log *log, unsigned sink, uint64_t lsn, uint32_t epoch);
 
 /* A child was seen dead by waitid(..., WNOWAIT), before it is reaped: its intent slots may be resolved. */
 void gw_log_owner_died(gw_log *log, int pid);

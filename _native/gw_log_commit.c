@@ -59,7 +59,9 @@ static int timed_sync(gw_log *log)
 {
     gw_counter_block *counters = &log->shared->counters[GW_BLOCK_DELIVERY];
     uint64_t from = gw_now_ns();
+    gw_counter_set(counters, GW_COUNTER_SYNC_SINCE_NS, from);
     int result = fdatasync(log->fd);
+    gw_counter_set(counters, GW_COUNTER_SYNC_SINCE_NS, 0);
     gw_counter_add(counters, GW_COUNTER_SYNCS, 1);
     gw_counter_add(counters, GW_COUNTER_SYNC_NS, gw_now_ns() - from);
     return result;
@@ -84,6 +86,7 @@ gw_status gw_log_sync(gw_log *log, bool *changed, gw_error *error)
     gw_slot_page page = {
         .watermark = gw_log_durable(log), .epoch = shared->epoch, .epochs = shared->epochs, .sinks = shared->sinks};
     memcpy(page.range, shared->range, sizeof page.range);
+    memcpy(page.lost_from, shared->lost_from, sizeof page.lost_from);
     uint64_t least = ~0ull;
     for (unsigned i = 0; i < shared->sinks; i++) {
         memcpy(page.sink[i].name, shared->sink_name[i], GW_SINK_NAME_BYTES);
@@ -107,6 +110,7 @@ gw_status gw_log_sync(gw_log *log, bool *changed, gw_error *error)
     atomic_store_explicit(&shared->durable, committed, memory_order_release); /* D */
     atomic_store_explicit(&shared->reclaim, least, memory_order_release);     /* R */
     GW_FAILPOINT(after_durable);
+    gw_wake_waiters(log, GW_WAITS_DURABLE);
 
     *changed = page.watermark != committed || gw_log_committed(log) != committed;
     for (unsigned i = 0; i < shared->sinks && !*changed; i++)
@@ -122,6 +126,57 @@ static bool anything_new(gw_log *log, uint64_t committed, const uint64_t *cursor
     return new_cursor || gw_log_committed(log) != committed;
 }
 
+/* How fast the log empties, smoothed over some seconds: a device that is refused is told to come back accordingly. */
+static void measure_drain(gw_log *log)
+{
+    enum { SMOOTH_MS = 2000, SAMPLE_MS = 100 };
+    gw_counter_block *counters = &log->shared->counters[GW_BLOCK_DELIVERY];
+    uint64_t now = gw_now_ns(), reclaim = gw_log_reclaim(log);
+    double elapsed_ms = (double)(now - log->rate_at_ns) / 1e6;
+    if (log->rate_at_ns && elapsed_ms < SAMPLE_MS)
+        return;
+    if (log->rate_at_ns) {
+        double rate = (double)atomic_load_explicit(&counters->word[GW_COUNTER_DRAIN_BYTES_PER_S], memory_order_relaxed);
+        double sample = (double)(reclaim - log->rate_lsn) / elapsed_ms * 1e3;
+        rate += (sample - rate) * elapsed_ms / (elapsed_ms + SMOOTH_MS);
+        gw_counter_set(counters, GW_COUNTER_DRAIN_BYTES_PER_S, (uint64_t)rate);
+    }
+    log->rate_at_ns = now;
+    log->rate_lsn = reclaim;
+}
+
+/* Between two syncs: until the interval is over if anything changed, else until anything does; sooner when somebody
+ * waits for `durable` and there is something to sync, or when producers are short of room. */
+static void gather(gw_log *log, bool changed, uint64_t committed, const uint64_t *cursors, int interval_ms)
+{
+    enum { IDLE_MS = 1000 }; /* a backstop for a lost wake-up, not a poll of anything */
+    gw_shared *shared = log->shared;
+    uint64_t now = gw_now_ns(), until = now + (uint64_t)interval_ms * 1000000u;
+    for (;;) {
+        atomic_store_explicit(&shared->committer_flag, changed ? GW_RESTS : GW_SLEEPS, memory_order_relaxed);
+        atomic_thread_fence(memory_order_seq_cst); /* F */
+        uint32_t word = atomic_load_explicit(&shared->committer_word, memory_order_relaxed);
+        uint64_t durable = gw_log_durable(log);
+        if (atomic_load_explicit(&log->committer_stop, memory_order_acquire) ||
+            gw_log_state(log) == GW_STATE_FAILED ||
+            (gw_log_committed(log) > durable && gw_waits_for_sync(log, durable)) ||
+            gw_reclaim_is_urgent(log, gw_log_least_cursor(log)) || (changed && now >= until))
+            break;
+        if (!changed && anything_new(log, committed, cursors)) {
+            changed = true; /* one sync for all that comes within an interval from now on */
+            until = now + (uint64_t)interval_ms * 1000000u;
+            continue;
+        }
+        if (changed)
+            gw_futex_wait_us(&shared->committer_word, word, (int64_t)((until - now) / 1000 + 1));
+        else
+            gw_futex_wait(&shared->committer_word, word, IDLE_MS);
+        measure_drain(log);
+        now = gw_now_ns();
+    }
+    atomic_store_explicit(&shared->committer_flag, 0, memory_order_relaxed);
+}
+
 gw_status gw_log_run_committer(gw_log *log, int interval_ms, gw_error *error)
 {
     gw_shared *shared = log->shared;
@@ -130,34 +185,14 @@ gw_status gw_log_run_committer(gw_log *log, int interval_ms, gw_error *error)
         for (unsigned i = 0; i < shared->sinks; i++)
             cursors[i] = gw_cursor_load(log, i).lsn;
         bool changed, stop = atomic_load_explicit(&log->committer_stop, memory_order_acquire);
-        uint32_t word = atomic_load_explicit(&shared->committer_word, memory_order_acquire);
         gw_status status = gw_log_sync(log, &changed, error);
         if (status != GW_OK)
             return status;
+        measure_drain(log);
         if (stop && !changed)
             return GW_OK;
-        if (stop)
-            continue;
-        if (changed) {
-            gw_futex_wait(&shared->committer_word, word, interval_ms);
-            continue;
-        }
-        /* Idle: sleep until somebody moves. The time-out is a backstop for a lost wake-up, not a poll of anything. */
-        for (;;) {
-            atomic_store_explicit(&shared->committer_flag, 1, memory_order_relaxed);
-            atomic_thread_fence(memory_order_seq_cst);
-            word = atomic_load_explicit(&shared->committer_word, memory_order_relaxed);
-            if (anything_new(log, committed, cursors) ||
-                atomic_load_explicit(&log->committer_stop, memory_order_acquire) ||
-                gw_log_state(log) == GW_STATE_FAILED)
-                break;
-            gw_futex_wait(&shared->committer_word, word, 1000);
-        }
-        atomic_store_explicit(&shared->committer_flag, 0, memory_order_relaxed);
-        /* Gather for one interval: one sync for all that comes meanwhile. */
-        word = atomic_load_explicit(&shared->committer_word, memory_order_acquire);
-        if (!atomic_load_explicit(&log->committer_stop, memory_order_acquire))
-            gw_futex_wait(&shared->committer_word, word, interval_ms);
+        if (!stop)
+            gather(log, changed, committed, cursors, interval_ms);
     }
 }
 

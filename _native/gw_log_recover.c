@@ -32,7 +32,7 @@
 #include <unistd.h>
 
 #include "gw_crc32c.h"
-#include "gw_log_shared.h"
+#include "gw_log_index.h"
 
 static uint64_t realtime_ns(void)
 {
@@ -216,7 +216,7 @@ void gw_log_close(gw_log *log)
         return;
     unmap(log);
     if (log->shared)
-        munmap(log->shared, sizeof *log->shared);
+        munmap(log->shared, log->shared_bytes);
     if (log->fd_shared >= 0)
         close(log->fd_shared);
     if (log->fd >= 0)
@@ -421,39 +421,61 @@ static gw_status newest_slot(const gw_log *log, gw_slot_page *slot, gw_error *er
 
 /* ---- shared memory -------------------------------------------------------------------------------------------- */
 
+/* This process's view: the words, and behind them the index. */
+static void take_shared(gw_log *log, gw_shared *shared)
+{
+    log->shared = shared;
+    log->shared_bytes = shared->bytes;
+    madvise(shared, log->shared_bytes, MADV_DONTFORK);
+    if (log->shared_bytes > GW_INDEX_OFFSET) {
+        shared->index_buckets = gw_index_buckets(shared->capacity);
+        log->heads = (_Atomic uint64_t *)(void *)((uint8_t *)shared + GW_INDEX_OFFSET);
+        log->prevs = log->heads + shared->index_buckets;
+    }
+}
+
 static gw_status shared_new(gw_log *log, const gw_identity_page *identity, const gw_slot_page *slot, gw_error *error)
 {
     int fd = -1;
+    size_t bytes = GW_INDEX_OFFSET + (log->read_only ? 0 : gw_index_bytes(identity->capacity));
     if (!log->read_only) {
         fd = memfd_create("gateway-log", MFD_CLOEXEC);
-        if (fd < 0 || ftruncate(fd, sizeof(gw_shared)) || posix_fallocate(fd, 0, sizeof(gw_shared))) {
-            int why = errno;
+        /* allocated now: a store into memory that is not there would be SIGBUS, in the middle of a claim */
+        int full = fd < 0 || ftruncate(fd, (off_t)bytes) ? errno : posix_fallocate(fd, 0, (off_t)bytes);
+        if (full) {
             if (fd >= 0)
                 close(fd);
-            return gw_fail(error, GW_ERRNO, why, 0, "shared memory for the log");
+            return gw_fail(error, GW_ERRNO, full, 0,
+                           "shared memory for the log (its index takes 3/16 of log.capacity_bytes)");
         }
     }
     gw_shared *shared =
-        mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
     if (shared == MAP_FAILED) {
         int why = errno;
         if (fd >= 0)
             close(fd);
         return gw_fail(error, GW_ERRNO, why, 0, "shared memory for the log");
     }
-    madvise(shared, sizeof *shared, MADV_DONTFORK);
-    log->shared = shared;
     log->fd_shared = fd;
     shared->magic = GW_LOG_MAGIC;
-    shared->bytes = sizeof *shared;
+    shared->bytes = bytes;
     shared->capacity = identity->capacity;
+    take_shared(log, shared);
     shared->record_bytes_max = identity->record_bytes_max;
     shared->identity = identity->identity;
     memcpy(shared->secret, identity->secret, sizeof shared->secret);
+    for (unsigned i = 0; i < 2; i++) { /* one secret, three uses that must not meet */
+        shared->index_key[i] = identity->secret[i] ^ 0x696e646578000000ull;
+        shared->receipt_key[i] = identity->secret[i] ^ 0x7265636569707400ull;
+    }
+    atomic_store_explicit(&shared->high_water, identity->capacity, memory_order_relaxed);
+    atomic_store_explicit(&shared->low_water, identity->capacity, memory_order_relaxed);
     shared->epoch = slot->epoch;
     shared->epochs = slot->epochs;
     shared->sinks = slot->sinks;
     memcpy(shared->range, slot->range, sizeof shared->range);
+    memcpy(shared->lost_from, slot->lost_from, sizeof shared->lost_from);
     shared->mix = gw_mix(identity->secret, slot->epoch);
     for (unsigned i = 0; i < slot->sinks; i++) {
         memcpy(shared->sink_name[i], slot->sink[i].name, GW_SINK_NAME_BYTES);
@@ -492,16 +514,6 @@ static uint64_t next_cut(const gw_slot_page *slot, uint64_t from, uint64_t to)
     return cut;
 }
 
-static uint64_t epoch_at(const gw_slot_page *slot, uint64_t lsn)
-{
-    if (lsn < slot->range[0].start)
-        return slot->range[0].epoch - 1;
-    unsigned i = slot->epochs - 1;
-    while (slot->range[i].start > lsn)
-        i--;
-    return slot->range[i].epoch;
-}
-
 static bool cover_holes(gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], const holes *found)
 {
     for (size_t i = 0; i < found->count; i++)
@@ -509,7 +521,7 @@ static bool cover_holes(gw_log *log, const gw_slot_page *slot, const uint64_t se
             to = next_cut(slot, from, found->list[i].to);
             if (to - from < GW_RECORD_HEADER_BYTES)
                 return false;
-            uint64_t epoch = epoch_at(slot, from);
+            uint64_t epoch = gw_epoch_at(slot->range, slot->epochs, from);
             gw_pad_write(log, from, to, epoch, gw_mix(secret, epoch));
         }
     return true;
@@ -546,6 +558,18 @@ static gw_status take_sinks(gw_slot_page *slot, const char *const *sinks, uint64
     return GW_OK;
 }
 
+/* Where events of an epoch were lost, for as long as it is known: their receipts must never say "finished". */
+static void note_lost(gw_slot_page *slot, const holes *found)
+{
+    for (size_t i = 0; i < found->count; i++)
+        for (unsigned k = 0; k < slot->epochs; k++) {
+            uint64_t end = k + 1 < slot->epochs ? slot->range[k + 1].start : UINT64_MAX;
+            uint64_t from = found->list[i].from > slot->range[k].start ? found->list[i].from : slot->range[k].start;
+            if (from < found->list[i].to && from < end && (!slot->lost_from[k] || from < slot->lost_from[k]))
+                slot->lost_from[k] = from;
+        }
+}
+
 static void open_epoch(gw_slot_page *slot, uint64_t start)
 {
     slot->epoch++;
@@ -553,11 +577,15 @@ static void open_epoch(gw_slot_page *slot, uint64_t start)
         slot->epochs--; /* an empty range is replaced: a crash loop needs no room */
     if (slot->epochs == GW_EPOCHS_MAX) {
         memmove(slot->range, slot->range + 1, (GW_EPOCHS_MAX - 1) * sizeof slot->range[0]);
+        memmove(slot->lost_from, slot->lost_from + 1, (GW_EPOCHS_MAX - 1) * sizeof slot->lost_from[0]);
         slot->epochs--;
     }
+    slot->lost_from[slot->epochs] = 0;
     slot->range[slot->epochs++] = (gw_epoch_range){.start = start, .epoch = slot->epoch};
-    for (unsigned i = slot->epochs; i < GW_EPOCHS_MAX; i++)
+    for (unsigned i = slot->epochs; i < GW_EPOCHS_MAX; i++) {
         slot->range[i] = (gw_epoch_range){0};
+        slot->lost_from[i] = 0;
+    }
 }
 
 static gw_status recover(gw_log *log, const gw_identity_page *identity, const char *const *sinks,
@@ -585,6 +613,7 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     status = take_sinks(&slot, sinks, report->start, ordinal, error);
     if (status == GW_OK && !cover_holes(log, &slot, identity->secret, &found))
         status = gw_fail(error, GW_CORRUPT, 0, report->end, "a hole too small for a record");
+    note_lost(&slot, &found);
     free(found.list);
     if (status != GW_OK)
         return status;
@@ -598,6 +627,7 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     if (fdatasync(log->fd))
         return gw_fail(error, GW_ERRNO, errno, 0, "fdatasync of the log after recovery");
     shared_positions(log, report->start, ordinal, report->start, least_cursor(&slot));
+    gw_index_rebuild(log, least_cursor(&slot), report->start);
     return GW_OK;
 }
 
@@ -691,24 +721,25 @@ gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **out, gw_error *erro
     gw_status status = GW_OK;
     if (log->fd < 0 || log->fd_lock < 0 || log->fd_shared < 0 || fstat(fd_shared, &stat))
         status = gw_fail(error, GW_ERRNO, errno, 0, "attaching to the log");
-    else if ((uint64_t)stat.st_size != sizeof(gw_shared))
+    else if ((uint64_t)stat.st_size < GW_INDEX_OFFSET)
         status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another version");
     if (status == GW_OK) {
-        gw_shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd_shared, 0);
+        gw_shared *shared = mmap(NULL, (size_t)stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd_shared, 0);
         if (shared == MAP_FAILED)
             status = gw_fail(error, GW_ERRNO, errno, 0, "attaching to the log");
-        else
-            log->shared = shared;
+        else if (shared->magic != GW_LOG_MAGIC || shared->bytes != (uint64_t)stat.st_size ||
+                 shared->bytes != GW_INDEX_OFFSET + gw_index_bytes(shared->capacity)) {
+            munmap(shared, (size_t)stat.st_size);
+            status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another version");
+        } else
+            take_shared(log, shared);
     }
-    if (status == GW_OK && (log->shared->magic != GW_LOG_MAGIC || log->shared->bytes != sizeof(gw_shared)))
-        status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another version");
     gw_identity_page identity;
     if (status == GW_OK)
         status = read_identity(log->fd, &identity, error);
     if (status == GW_OK && identity.identity != log->shared->identity)
         status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another log");
     if (status == GW_OK) {
-        madvise(log->shared, sizeof *log->shared, MADV_DONTFORK);
         status = gw_map(log, log->fd, log->shared->capacity, log->shared->record_bytes_max, error);
     }
     if (status != GW_OK) {

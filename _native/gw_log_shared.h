@@ -2,15 +2,18 @@
  *
  * Orderings. Each label stands on exactly one line of each end.
  *   label  release end                                   acquire end
- *   M      marker store (producer, reaper)               marker load (walk, reap)
- *   T      tail CAS (producer)                           tail load (producer, reap)
+ *   M      marker store (producer, reaper)               marker load (walk, reap, index)
+ *   T      tail CAS (producer)                           tail load (producer, reap, index: after an acquire fence)
+ *   X      head CAS (producer: its record is written)    head load (producer)
+ *   A      dead word (publisher, before its cursor)      dead load (after the cursor)
  *   V      version store of a gw_versioned (its writer)  version load (readers)
  *   R      reclaim store (committer)                     reclaim load (producer)
  *   D      durable store (committer)                     durable load
  *   I      intent pos store (producer)                   intent pos load (reap); len is read after it
  *   O      owner store (supervisor: dead)                owner load (reap)
  *   S      state store                                   state load (producer, after its marker)
- *   F      seq_cst fences: producer between marker and flag, follower between flag and look
+ *   F      seq_cst fences: producer between marker and flag, follower between flag and look; the same between each
+ *          position and each sleeper's flag (gw_log_wait.c)
  *
  * Why a producer never stores over a living claim (P5): it claims below reclaim + capacity; reclaim is at most a
  * cursor that was synced (R); bytes below that cursor are read by nobody. */
@@ -19,6 +22,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <string.h>
 
 #include "gw_log.h"
 
@@ -72,7 +76,8 @@ typedef struct gw_slot_page {
     uint32_t zero0;
     gw_epoch_range range[GW_EPOCHS_MAX];
     gw_slot_cursor sink[GW_SINKS_MAX];
-    uint8_t zero[GW_PAGE - 48 - 16 * GW_EPOCHS_MAX - 64 * GW_SINKS_MAX];
+    uint64_t lost_from[GW_EPOCHS_MAX]; /* of range[]: the first hole that recovery found in it; 0: none */
+    uint8_t zero[GW_PAGE - 48 - 24 * GW_EPOCHS_MAX - 64 * GW_SINKS_MAX];
 } gw_slot_page;
 _Static_assert(sizeof(gw_slot_page) == GW_PAGE, "slot page");
 
@@ -90,7 +95,7 @@ typedef struct gw_header {
     uint8_t flags;
     uint8_t kind;
     uint8_t splice;
-    uint64_t zero;
+    uint64_t dead; /* byte i: GW_DEAD_BYTE when sink i has set it aside; for the checksum it is zero */
 } gw_header;
 _Static_assert(sizeof(gw_header) == GW_RECORD_HEADER_BYTES, "record header");
 _Static_assert(offsetof(gw_header, crc) == 8 && offsetof(gw_header, epoch) == 12 && offsetof(gw_header, size) == 16 &&
@@ -99,6 +104,8 @@ _Static_assert(offsetof(gw_header, crc) == 8 && offsetof(gw_header, epoch) == 12
                "record header");
 
 #define GW_CRC_FROM offsetof(gw_header, epoch)
+#define GW_DEAD_OFFSET offsetof(gw_header, dead)
+#define GW_DEAD_BYTE 0xdeull /* any other value means nothing: a flipped bit makes no dead letter */
 #define GW_PAD_SEED 0x50414421u /* a PAD's checksum begins with this, so that no record passes for one */
 
 /* ---- shared memory ------------------------------------------------------------------------------------------ */
@@ -117,45 +124,72 @@ typedef struct gw_intent {
     _Atomic uint64_t len;
 } gw_intent;
 
+/* Where one worker's waiting thread sleeps. */
+typedef struct gw_waiter {
+    _Alignas(64) _Atomic uint32_t word; /* anyone: what it sleeps on */
+    _Atomic uint32_t nudges;            /* anyone */
+    _Atomic uint32_t flag;              /* the sleeper: enum gw_waits, what it sleeps for; 0: awake */
+    _Atomic uint64_t wanted;            /* the worker: the highest lsn that somebody waits for */
+    _Atomic uint64_t wanted_durable;    /* of these, to be durable */
+} gw_waiter;
+
+enum gw_waits { GW_WAITS_DURABLE = 1, GW_WAITS_SINKS = 2, GW_WAITS_COMMITTED = 4 };
+
 typedef struct gw_shared {
     /* constant after open */
-    uint64_t magic, bytes, capacity, record_bytes_max, identity, secret[2];
-    uint64_t start_lsn;
+    uint64_t magic, bytes, capacity, record_bytes_max, identity, secret[2], index_key[2], receipt_key[2];
+    uint64_t start_lsn, index_buckets;
     uint64_t mix; /* of the epoch in which this run writes */
     uint32_t epoch, epochs, sinks, zero;
     gw_epoch_range range[GW_EPOCHS_MAX];
+    uint64_t lost_from[GW_EPOCHS_MAX];
     char sink_name[GW_SINKS_MAX][GW_SINK_NAME_BYTES];
+    /* how full is full: the supervisor sets the marks at the start, any producer crosses them */
+    _Alignas(64) _Atomic uint64_t high_water;
+    _Atomic uint64_t low_water;
+    _Atomic uint32_t shedding;
     /* producers */
     _Alignas(64) _Atomic uint64_t tail; /* | GW_TAIL_CLOSED */
     /* follower */
     gw_versioned committed; /* a gw_cursor: lsn and ordinal */
-    _Alignas(64) _Atomic uint32_t follower_flag;
+    _Alignas(64) _Atomic uint32_t follower_flag; /* GW_SLEEPS, GW_RESTS; 0: it walks */
     _Alignas(64) _Atomic uint32_t follower_word; /* anyone */
     /* committer */
     _Alignas(64) _Atomic uint64_t durable;
     _Atomic uint64_t reclaim;
     _Atomic uint64_t slot_sequence;
-    _Atomic uint32_t committer_flag;
+    _Atomic uint32_t committer_flag; /* GW_SLEEPS: nothing is new; GW_RESTS: it gathers; 0: it works */
     _Atomic uint32_t committer_word; /* anyone */
     /* anyone, forward only */
     _Alignas(64) _Atomic uint32_t state;
     /* each sink's publisher */
     gw_versioned cursor[GW_SINKS_MAX];
     gw_intent intent[GW_INTENT_SLOTS];
+    gw_waiter waiter[GW_WORKERS_MAX];
     gw_counter_block counters[GW_BLOCK_COUNT];
+    /* behind it, from the next page on: heads and links of the index */
 } gw_shared;
+
+/* What a sleeper's flag says: wake it for anything new, or only for somebody who waits for an acknowledgement. */
+enum { GW_SLEEPS = 1, GW_RESTS = 2 };
+
+#define GW_INDEX_OFFSET ((sizeof(gw_shared) + GW_PAGE - 1) / GW_PAGE * GW_PAGE)
 
 struct gw_log {
     gw_shared *shared;
     uint8_t *ring; /* capacity bytes, then record_bytes_max more that are the beginning again */
     uint8_t *file; /* the first GW_RING_OFFSET bytes: identity page, slots */
     uint64_t mask;
+    _Atomic uint64_t *heads, *prevs; /* the index: gw_log_index.h; NULL in a read-only view */
+    size_t shared_bytes;
     int fd, fd_lock, fd_shared;
     bool read_only;
     _Atomic uint32_t committer_stop; /* this process's committer: the next one must not find it set */
     /* follower only */
     uint64_t stuck_at, ticked_at_ns;
     unsigned stuck_ms, stopped_ms;
+    /* committer only */
+    uint64_t rate_lsn, rate_at_ns;
 };
 
 struct gw_producer {
@@ -176,6 +210,16 @@ void gw_slot_write(gw_log *log, gw_slot_page *page, uint64_t sequence);
 /* Header of a PAD over [from, to), then its marker. */
 void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint64_t epoch, uint64_t mix);
 uint32_t gw_record_crc(const gw_header *header, const uint8_t *rest, uint64_t lsn);
+/* gw_log_read, but of what ends at or below `limit`. */
+gw_status gw_log_read_at(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record);
+/* Whether somebody waits for more than is committed, or for more than is durable. */
+bool gw_waits_for_walk(const gw_log *log, uint64_t committed);
+bool gw_waits_for_sync(const gw_log *log, uint64_t durable);
+/* Producers are short of room, and a sync would give some back; `least` is a cursor. */
+bool gw_reclaim_is_urgent(const gw_log *log, uint64_t least);
+/* A position moved: wake the workers that sleep for it. */
+void gw_wake_waiters(gw_log *log, unsigned waits);
+int gw_futex_wait_us(_Atomic uint32_t *word, uint32_t seen, int64_t timeout_us);
 int gw_futex_wait(_Atomic uint32_t *word, uint32_t seen, int timeout_ms);
 void gw_futex_wake(_Atomic uint32_t *word);
 uint64_t gw_now_ns(void);
@@ -192,9 +236,36 @@ static inline bool gw_epoch_ok(const gw_epoch_range *range, unsigned epochs, uin
     return range[i].epoch == epoch;
 }
 
+/* The epoch whose range holds lsn; below the table any older one. */
+static inline uint64_t gw_epoch_at(const gw_epoch_range *range, unsigned epochs, uint64_t lsn)
+{
+    if (lsn < range[0].start)
+        return range[0].epoch - 1;
+    unsigned i = epochs - 1;
+    while (range[i].start > lsn)
+        i--;
+    return range[i].epoch;
+}
+
+/* Bit i: sink i has set the record aside. */
+static inline uint8_t gw_dead_sinks(uint64_t dead)
+{
+    uint8_t sinks = 0;
+    for (unsigned sink = 0; dead && sink < GW_SINKS_MAX; sink++)
+        sinks |= (uint8_t)((dead >> (8 * sink) & 0xff) == GW_DEAD_BYTE) << sink;
+    return sinks;
+}
+
 static inline _Atomic uint64_t *gw_word(const gw_log *log, uint64_t lsn)
 {
     return (_Atomic uint64_t *)(void *)(log->ring + (lsn & log->mask));
+}
+
+static inline void gw_store_word(_Atomic uint64_t *to, const void *from)
+{
+    uint64_t word;
+    memcpy(&word, from, 8);
+    atomic_store_explicit(to, word, memory_order_relaxed);
 }
 
 /* ---- fail points: compiled in for tests only ------------------------------------------------------------------- */

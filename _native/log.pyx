@@ -10,7 +10,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
@@ -23,7 +23,10 @@ cdef extern from "gw_counters.h":
         GW_COUNTER_PUBLISH_REPEATED, GW_COUNTER_MQTT_CONNECTS, GW_COUNTER_MQTT_CONNECT_FAILURES
         GW_COUNTER_MQTT_DISCONNECTS, GW_COUNTER_MQTT_CONNECTED, GW_COUNTER_MQTT_NEGATIVE_ACKS
         GW_COUNTER_MQTT_IN_FLIGHT, GW_COUNTER_SYNCS, GW_COUNTER_SYNC_NS, GW_COUNTER_PADS, GW_COUNTER_KILLED_STUCK
-        GW_COUNTER_RESTARTS_WORKER, GW_COUNTER_RESTARTS_DELIVERY
+        GW_COUNTER_RESTARTS_WORKER, GW_COUNTER_RESTARTS_DELIVERY, GW_COUNTER_KILLED_HUNG, GW_COUNTER_ACK_NS
+        GW_COUNTER_DUPLICATES, GW_COUNTER_BEAT_FOLLOWER, GW_COUNTER_BEAT_LOOP, GW_COUNTER_SYNC_SINCE_NS
+        GW_COUNTER_DRAIN_BYTES_PER_S, GW_COUNTER_ACKS_DURABLE, GW_COUNTER_ACKS_SINK, GW_COUNTER_ACKS_LATE
+        GW_COUNTER_ACKS_DEAD, GW_COUNTER_DEAD_LETTER_BYTES
     ctypedef struct gw_counter_block:
         pass
     void gw_counter_add(gw_counter_block *block, unsigned index, uint64_t n) noexcept nogil
@@ -52,7 +55,9 @@ cdef extern from *:
 cdef extern from "gw_log.h":
     ctypedef enum gw_status:
         GW_OK, GW_FULL, GW_CLOSED, GW_FAILED, GW_EMPTY, GW_CORRUPT, GW_TOO_LARGE, GW_NO_SLOT, GW_LOCKED, GW_NOT_A_LOG
-        GW_ERRNO
+        GW_ERRNO, GW_DUPLICATE, GW_CONFLICT, GW_BUSY
+    enum:
+        GW_RECEIPT_BYTES_MAX
     enum:
         GW_DATA, GW_VOID, GW_PAD, GW_RUNNING, GW_DRAINING, GW_STATE_FAILED, GW_SINKS_MAX, GW_SINK_NAME_BYTES
         GW_DAMAGE_MAX
@@ -80,7 +85,13 @@ cdef extern from "gw_log.h":
         const uint8_t *device_id
         const uint8_t *body
         uint32_t body_bytes, epoch
-        uint8_t device_id_bytes, flags, kind, splice
+        uint8_t device_id_bytes, flags, kind, splice, dead
+    ctypedef struct gw_event:
+        const uint8_t *device_id
+        const uint8_t *body
+        uint32_t body_bytes
+        uint8_t device_id_bytes, flags, splice
+        uint64_t received_at_ns, seq, boot
     ctypedef struct gw_cursor:
         uint64_t lsn, ordinal, published, dead_lettered, base
 
@@ -104,6 +115,20 @@ cdef extern from "gw_log.h":
     void gw_log_set_state(gw_log *log, gw_state state) nogil
     gw_counter_block *gw_log_counters(gw_log *log, unsigned block) nogil
     int64_t gw_log_unexplained(const gw_log *log, unsigned sink) nogil
+    uint64_t gw_log_used(const gw_log *log) nogil
+    uint64_t gw_log_least_cursor(const gw_log *log) nogil
+    void gw_log_set_water(gw_log *log, uint64_t high, uint64_t low) nogil
+    gw_status gw_log_oldest(const gw_log *log, gw_record *record) nogil
+    void gw_log_receipt(const gw_log *log, uint64_t lsn, char *out) nogil
+    int gw_log_receipt_state(const gw_log *log, const char *text, size_t bytes, uint64_t *lsn) nogil
+    int gw_log_state_of(const gw_log *log, uint64_t lsn) nogil
+    void gw_log_want(gw_log *log, unsigned worker, uint64_t lsn, c_bool sink) nogil
+    uint32_t gw_log_wait(gw_log *log, unsigned worker, uint32_t word, uint64_t durable_above, uint64_t sinks_above,
+                         uint64_t committed_above, int timeout_ms) nogil
+    void gw_log_nudge(gw_log *log, unsigned worker) nogil
+    void gw_log_rest(gw_log *log, int microseconds) nogil
+    c_bool gw_log_mark_dead(gw_log *log, unsigned sink, uint64_t lsn, uint32_t epoch) nogil
+    gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint64_t *lsn) nogil
     gw_status gw_producer_open(gw_log *log, gw_producer **producer) nogil
     void gw_producer_close(gw_producer *producer) nogil
     uint64_t gw_log_follow(gw_log *log, uint64_t seen, int timeout_ms) nogil
@@ -129,14 +154,18 @@ cdef extern from "gw_validator.h":
         uint32_t offset, field_offset, field_bytes
 
 cdef extern from "gw_ingest.h":
+    int GW_INGEST_BUSY
     ctypedef struct gw_ingest:
+        gw_log *log
         gw_producer *producer
         gw_counter_block *counters
         uint64_t hash_key[2]
         uint64_t lsn
+        uint8_t used_percent
+        c_bool duplicate
         gw_verdict verdict
     int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_id_bytes, const uint8_t *body,
-                        size_t body_bytes, uint64_t started_ns) noexcept nogil
+                        size_t body_bytes, uint64_t started_ns, c_bool again) noexcept nogil
     void gw_ingest_refuse(gw_ingest *ingest, unsigned code, uint64_t started_ns) noexcept nogil
     uint64_t gw_monotonic_ns() noexcept nogil
 
@@ -144,6 +173,9 @@ RUNNING, DRAINING, FAILED = GW_RUNNING, GW_DRAINING, GW_STATE_FAILED
 DATA, VOID, PAD = GW_DATA, GW_VOID, GW_PAD
 BLOCK_DELIVERY, BLOCK_SUPERVISOR, BLOCK_COUNT = GW_BLOCK_DELIVERY, GW_BLOCK_SUPERVISOR, GW_BLOCK_COUNT
 WORKERS_MAX = GW_WORKERS_MAX
+BUSY = GW_INGEST_BUSY
+NEVER = 0xffffffffffffffff
+RECEIPT_STATES = ("unknown", "enqueued", "durable", "delivered", "dead_lettered", "finished", "lost")
 CAPACITY_MIN, CAPACITY_MAX = GW_CAPACITY_MIN, GW_CAPACITY_MAX
 CODES = tuple(gw_code_names[i].decode() for i in range(GW_CODE_COUNT))
 HISTOGRAM_BOUNDS_NS = tuple(gw_bounds[i] for i in range(GW_HISTOGRAM_BUCKETS - 1))
@@ -167,12 +199,25 @@ COUNTERS = {
     "sync_ns": GW_COUNTER_SYNC_NS,
     "pads": GW_COUNTER_PADS,
     "killed_stuck": GW_COUNTER_KILLED_STUCK,
+    "duplicates": GW_COUNTER_DUPLICATES,
+    "beat_follower": GW_COUNTER_BEAT_FOLLOWER,
+    "beat_loop": GW_COUNTER_BEAT_LOOP,
+    "sync_since_ns": GW_COUNTER_SYNC_SINCE_NS,
+    "drain_bytes_per_s": GW_COUNTER_DRAIN_BYTES_PER_S,
+    "acks_durable": GW_COUNTER_ACKS_DURABLE,
+    "acks_sink": GW_COUNTER_ACKS_SINK,
+    "acks_late": GW_COUNTER_ACKS_LATE,
+    "acks_dead": GW_COUNTER_ACKS_DEAD,
+    "dead_letter_bytes": GW_COUNTER_DEAD_LETTER_BYTES,
+    "killed_hung": GW_COUNTER_KILLED_HUNG,
+    "ack_ns": GW_COUNTER_ACK_NS,
     "restarts_worker": GW_COUNTER_RESTARTS_WORKER,
     "restarts_delivery": GW_COUNTER_RESTARTS_DELIVERY,
 }
 
 Recovery = namedtuple("Recovery", "start watermark end records bytes torn_bytes corrupt_bytes corrupt epoch")
-Record = namedtuple("Record", "lsn size epoch kind flags received_at_ns seq boot device_id body")
+Record = namedtuple("Record", "lsn size epoch kind flags received_at_ns seq boot device_id body dead",
+                    defaults=(0,))
 Cursor = namedtuple("Cursor", "lsn ordinal published dead_lettered base", defaults=(0,))
 
 
@@ -367,6 +412,71 @@ cdef class Log:
         return gw_log_reclaim(self.live())
 
     @property
+    def used(self):
+        return gw_log_used(self.live())
+
+    @property
+    def least_cursor(self):
+        return gw_log_least_cursor(self.live())
+
+    @property
+    def oldest(self):
+        cdef gw_record record
+        if gw_log_oldest(self.live(), &record) != GW_OK:
+            return None
+        return record.lsn, record.received_at_ns
+
+    def set_water(self, uint64_t high, uint64_t low):
+        if not 0 < low <= high <= gw_log_capacity(self.live()):
+            raise ValueError(f"water marks {high}, {low}: 0 < low <= high <= capacity does not hold")
+        gw_log_set_water(self.log, high, low)
+
+    def receipt(self, uint64_t lsn):
+        cdef char text[68]
+        gw_log_receipt(self.live(), lsn, text)
+        return PyUnicode_DecodeASCII(text, strlen(text), "strict")
+
+    def receipt_state(self, str receipt not None):
+        cdef uint64_t lsn
+        cdef bytes text = receipt.encode("utf-8", "surrogatepass")
+        return RECEIPT_STATES[gw_log_receipt_state(self.live(), text, len(text), &lsn)]
+
+    def state_of(self, uint64_t lsn):
+        return RECEIPT_STATES[gw_log_state_of(self.live(), lsn)]
+
+    cdef unsigned checked_worker(self, unsigned worker) except? 99:
+        if worker >= GW_WORKERS_MAX:
+            raise IndexError(f"worker {worker}")
+        self.live()
+        return worker
+
+    def want(self, unsigned worker, uint64_t lsn, bint sink):
+        gw_log_want(self.live(), self.checked_worker(worker), lsn, sink)
+
+    def wait(self, unsigned worker, uint32_t word, uint64_t durable_above, uint64_t sinks_above,
+             uint64_t committed_above, int timeout_ms):
+        cdef gw_log *log = self.live()
+        self.checked_worker(worker)
+        self.inside += 1
+        with nogil:
+            word = gw_log_wait(log, worker, word, durable_above, sinks_above, committed_above, timeout_ms)
+        self.inside -= 1
+        return word
+
+    def nudge(self, unsigned worker):
+        gw_log_nudge(self.live(), self.checked_worker(worker))
+
+    def rest(self, int microseconds):
+        cdef gw_log *log = self.live()
+        self.inside += 1
+        with nogil:
+            gw_log_rest(log, microseconds)
+        self.inside -= 1
+
+    def mark_dead(self, unsigned sink, uint64_t lsn, uint32_t epoch=0):
+        return bool(gw_log_mark_dead(self.live(), self.checked_sink(sink), lsn, epoch))
+
+    @property
     def state(self):
         return <int>gw_log_state(self.live())
 
@@ -394,7 +504,7 @@ cdef class Log:
             record.seq if record.flags & GW_EVENT_HAS_SEQ else None,
             record.boot if record.flags & GW_EVENT_HAS_BOOT else None,
             PyUnicode_DecodeASCII(<const char *>record.device_id, record.device_id_bytes, "replace"),
-            PyBytes_FromStringAndSize(<const char *>record.body, record.body_bytes))
+            PyBytes_FromStringAndSize(<const char *>record.body, record.body_bytes), record.dead)
 
     def follow(self, uint64_t seen, int timeout_ms):
         cdef gw_log *log = self.live()
@@ -496,7 +606,7 @@ cdef class Log:
         gw_counter_set(self.block(block, index), index, n)
 
     def observe(self, unsigned block, unsigned histogram, uint64_t ns):
-        if histogram != GW_COUNTER_REQUEST_NS and histogram != GW_COUNTER_PUBACK_NS:
+        if histogram not in (GW_COUNTER_REQUEST_NS, GW_COUNTER_PUBACK_NS, GW_COUNTER_ACK_NS):
             raise IndexError(f"histogram {histogram}")
         gw_histogram_observe(self.block(block, histogram), histogram, ns)
 
@@ -524,6 +634,7 @@ cdef class Ingest:
         status = gw_producer_open(log.live(), &self.ingest.producer)
         if status != GW_OK:
             raise LogError("no intent slot is free: too many workers, or dead ones whose claims are not resolved yet")
+        self.ingest.log = log.live()
         self.log = log
         log.producers += 1
         cdef bytes key = os.urandom(16)
@@ -545,15 +656,27 @@ cdef class Ingest:
     def lsn(self):
         return self.ingest.lsn
 
-    def event(self, str device_id not None, bytes body not None, uint64_t started_ns):
+    @property
+    def duplicate(self):
+        return self.ingest.duplicate
+
+    @property
+    def used_percent(self):
+        return self.ingest.used_percent
+
+    @property
+    def receipt(self):
+        return self.log.receipt(self.ingest.lsn)
+
+    def event(self, str device_id not None, bytes body not None, uint64_t started_ns, bint again=False):
         cdef Py_ssize_t device_id_bytes
         cdef const char *device = PyUnicode_AsUTF8AndSize(device_id, &device_id_bytes)
         if self.ingest.producer is NULL:
             raise ValueError("closed")
         cdef int code = gw_ingest_event(
             &self.ingest, <const uint8_t *>device, device_id_bytes, <const uint8_t *>PyBytes_AS_STRING(body),
-            PyBytes_GET_SIZE(body), started_ns)
-        if code:
+            PyBytes_GET_SIZE(body), started_ns, again)
+        if code > 0:
             self.explain(body)
         return code
 
@@ -576,6 +699,53 @@ cdef class Ingest:
             raise ValueError(f"code {code}")
         gw_ingest_refuse(&self.ingest, code, started_ns)
         # field and offset stay: they belong to the other thread's last event, which may not be answered yet
+
+
+@cython.no_gc_clear  # as above
+cdef class Appender:
+    cdef gw_producer *producer
+    cdef Log log
+
+    def __init__(self, Log log not None):
+        if self.log is not None:
+            raise ValueError("already open")
+        if gw_producer_open(log.live(), &self.producer) != GW_OK:
+            raise LogError("no intent slot is free")
+        self.log = log
+        log.producers += 1
+
+    def __dealloc__(self):
+        self.close()
+
+    cpdef close(self):
+        if self.producer is not NULL:
+            gw_producer_close(self.producer)
+            self.producer = NULL
+            self.log.producers -= 1
+
+    def append(self, record):
+        cdef gw_event event
+        cdef bytes device = record.device_id.encode("ascii"), body = record.body
+        cdef uint64_t lsn = 0
+        if self.producer is NULL:
+            raise ValueError("closed")
+        if len(device) > 255:
+            raise ValueError(f"a device id of {len(device)} bytes")
+        event.device_id = <const uint8_t *>PyBytes_AS_STRING(device)
+        event.device_id_bytes = <uint8_t>len(device)
+        event.body = <const uint8_t *>PyBytes_AS_STRING(body)
+        event.body_bytes = <uint32_t>len(body)
+        event.flags, event.splice, event.received_at_ns = record.flags, 0, record.received_at_ns
+        event.seq, event.boot = record.seq or 0, record.boot or 0
+        status = gw_producer_append(self.producer, &event, &lsn)
+        if status == GW_FULL:
+            return -1
+        if status == GW_DUPLICATE or status == GW_CONFLICT:
+            raise ValueError(f"device {record.device_id}, boot {record.boot}, seq {record.seq} is in the log already")
+        if status != GW_OK:
+            raise LogError({GW_CLOSED: "the log is closed for new records", GW_TOO_LARGE: "the record is too large",
+                            GW_FAILED: "the log has failed"}.get(status, "the record cannot be appended now"))
+        return lsn
 
 
 def now_ns():

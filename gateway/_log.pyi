@@ -19,6 +19,12 @@ WORKERS_MAX: Final[int]
 CODES: Final[tuple[str, ...]]
 COUNTERS: Final[dict[str, int]]
 """Word index of each counter of `gw_counters.h`, by its lower-case name ("received", "restarts_worker", ...)."""
+RECEIPT_STATES: Final[tuple[str, ...]]
+"""unknown, enqueued, durable, delivered, dead_lettered, finished, lost."""
+NEVER: Final[int]
+"""A bound of `Log.wait` that is not waited for."""
+BUSY: Final[int]
+"""`Ingest.event`: another worker is writing the same key; nothing was decided."""
 HISTOGRAM_BOUNDS_NS: Final[tuple[int, ...]]
 CAPACITY_MIN: Final[int]
 CAPACITY_MAX: Final[int]
@@ -63,6 +69,8 @@ class Record(NamedTuple):
     boot: int | None
     device_id: str
     body: bytes
+    dead: int
+    """Bit i: sink i has set it aside (a dead letter)."""
 
 class Cursor(NamedTuple):
     lsn: int
@@ -97,8 +105,41 @@ class Log:
     committed_ordinal: int
     durable: int
     reclaim: int
+    used: int
+    """tail - reclaim: bytes that cannot be written over yet."""
+    least_cursor: int
     state: int
     """RUNNING, DRAINING or FAILED; assigning moves it forward only."""
+    oldest: tuple[int, int] | None
+    """lsn and received_at_ns of the oldest record still in the ring: how far back a repeat is recognised."""
+
+    def set_water(self, high: int, low: int) -> None:
+        """Refuse above `high` used bytes until fewer than `low` are used. Raises ValueError."""
+
+    def receipt(self, lsn: int) -> str: ...
+    def receipt_state(self, receipt: str) -> str:
+        """One of RECEIPT_STATES; any text may be asked for."""
+
+    def state_of(self, lsn: int) -> str:
+        """The same for the position of an event that this process accepted."""
+
+    def want(self, worker: int, lsn: int, sink: bool) -> None:
+        """Somebody will wait for `durable` (or every sink's cursor) to pass lsn: hurry."""
+
+    def wait(
+        self, worker: int, word: int, durable_above: int, sinks_above: int, committed_above: int, timeout_ms: int
+    ) -> int:
+        """Sleep (GIL released) until a position lies above its bound (NEVER: not waited for), the log has failed,
+        the worker's word is no longer `word`, or the time is over. Returns the word."""
+
+    def nudge(self, worker: int) -> None:
+        """End the worker's `wait`."""
+
+    def rest(self, microseconds: int) -> None:
+        """The follower's pause (GIL released); shorter when somebody waits for an acknowledgement."""
+
+    def mark_dead(self, sink: int, lsn: int, epoch: int = 0) -> bool:
+        """This sink has set the record at lsn aside. False: no such record. See `gw_log.h`."""
 
     def close(self) -> None: ...
     def read(self, lsn: int) -> Record | None:
@@ -145,16 +186,35 @@ class Ingest:
     offset: int | None
     """Of the last refusal: byte offset in the body."""
     lsn: int
+    """Of the last accepted event, or of the original that it repeats; of the one to wait for when BUSY."""
+    duplicate: bool
+    """The last accepted event was a repeat: nothing was added, the answer is about its original."""
+    used_percent: int
+    """How full the log was when the last event was accepted."""
+    receipt: str
     """Of the last accepted event."""
 
-    def event(self, device_id: str, body: bytes, started_ns: int) -> int:
-        """0 when the event is committed in the log, else the number of the refusal in CODES.
+    def event(self, device_id: str, body: bytes, started_ns: int, again: bool = False) -> int:
+        """0 when the event is committed in the log, else the number of the refusal in CODES, or BUSY.
 
-        Counts received, accepted, refused and the request's time since `started_ns` (`now_ns()`).
+        Counts received, accepted, duplicates, refused and the request's time since `started_ns` (`now_ns()`).
+        After BUSY: call it again with `again` once `Log.committed` lies above `lsn`; only then is the rest counted.
         """
 
     def refuse(self, code: int, started_ns: int) -> None:
         """Count a refusal that the door decided itself (media type, size ...)."""
+
+    def close(self) -> None: ...
+
+class Appender:
+    """Offline tools' way into a log: no validation, no verdict beyond the log's own. One thread."""
+
+    def __init__(self, log: Log) -> None: ...
+    def append(self, record: Record) -> int:
+        """Append a copy of a DATA record (its lsn, size, epoch and dead are not used). Returns the lsn; -1: full.
+
+        Raises LogError. A key that stands in the log already raises ValueError.
+        """
 
     def close(self) -> None: ...
 

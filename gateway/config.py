@@ -211,6 +211,8 @@ def _from_text(
         found[key] = _Given(value == "true", where)
     elif setting.kind == "int" and re.fullmatch(r"[+-]?\d[\d_]*", value, re.ASCII):
         found[key] = _Given(int(value), where)
+    elif setting.kind == "number" and re.fullmatch(r"\d*\.?\d+", value, re.ASCII):
+        found[key] = _Given(float(value), where)
     elif setting.kind == "int" and "_bytes" in setting.name and _size(value) is not None:
         found[key] = _Given(value, where)
     else:
@@ -270,7 +272,7 @@ def _convert(setting: Setting, value: Any) -> Any:
     if isinstance(value, str) and setting.kind == "int" and "_bytes" in setting.name:
         size = _size(value)
         value = value if size is None else size
-    later = {("http.server", "robyn"), ("http.ack", "durable"), ("http.ack", "sink")}
+    later = {("http.server", "robyn")}
     if isinstance(value, str) and (setting.key, value) in later:
         raise ValueError(f"not available in this version; it must be {setting.expected}")
     try:
@@ -298,6 +300,8 @@ def _check(config: Config, origin: Mapping[str, str], problems: list[str]) -> No
     if problems:
         return
     http, log, mqtt = config.http, config.log, config.mqtt
+    if log.low_water > log.high_water:
+        wrong("log.low_water", f"must not be above log.high_water = {log.high_water:g}")
     if not _is_loopback(http.host) and not config.auth.allow_anonymous:
         wrong(
             "http.host",
@@ -396,7 +400,7 @@ def _example_of(setting: Setting) -> Iterator[str]:
     yield from textwrap.wrap(
         setting.doc, 96, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
     )
-    if setting.choices or setting.kind == "int":
+    if setting.choices or setting.kind in ("int", "number"):
         yield f"# Must be {setting.expected}."
     if setting.default_text:
         yield f"# Default: {setting.default_text}."

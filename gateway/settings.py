@@ -83,12 +83,28 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         ),
     ] = 10_000
     ack: Annotated[
-        Literal["enqueue"],
+        Literal["enqueue", "durable", "sink"],
         Meta(
-            description="What 202 means: enqueue, committed in the log. durable and sink are not"
-            " available in this version."
+            description="What an accepted event is told when it does not ask: enqueue, committed in"
+            " the log; durable, on the disk; sink, confirmed by the broker. ?ack= and X-Ack win."
         ),
     ] = "enqueue"
+    durable_deadline_ms: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=600_000,
+            description="The longest wait for ack=durable; then 504 accepted_pending.",
+        ),
+    ] = 5000
+    sink_deadline_ms: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=600_000,
+            description="The longest wait for ack=sink; then 504 accepted_pending.",
+        ),
+    ] = 10_000
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -120,6 +136,24 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             " cut may take from events acknowledged with enqueue.",
         ),
     ] = 200
+    high_water: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="Share of log.capacity_bytes in use above which events are refused with"
+            " 503 ...",
+        ),
+    ] = 0.95
+    low_water: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="... until no more than this share is in use: 503 comes and goes in"
+            " stretches, not with each event. Not above log.high_water.",
+        ),
+    ] = 0.90
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(description="Least severity of the lines on standard error."),
@@ -231,6 +265,15 @@ class MqttConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         str | None,
         Meta(description="Name for SNI and certificate check (mqtts); unset: the host of url."),
     ] = None
+    poison_attempts: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="An event that was alone in flight when the broker closed the connection so"
+            " many times is dead-lettered.",
+        ),
+    ] = 3
     inflight_max: Annotated[
         int,
         Meta(
@@ -313,6 +356,31 @@ class MqttConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return data.removesuffix(b"\n").removesuffix(b"\r")
 
 
+class DeadLettersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Events that the broker refuses for good: kept in files beside the log, never thrown away in
+    silence."""
+
+    file_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=64 * 1024,
+            le=1 << 40,
+            description="Size at which a file of dead letters is closed and the next one begun.",
+        ),
+    ] = 16 * MIB
+    files_max: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="Number of files, the one that is written included."),
+    ] = 8
+    when_full: Annotated[
+        Literal["hold", "drop_oldest"],
+        Meta(
+            description="When all files are full: hold stops publishing, with an alarm, until"
+            " `gateway dead-letters` makes room; drop_oldest removes the oldest file, counted."
+        ),
+    ] = "hold"
+
+
 class AuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who may send."""
 
@@ -331,6 +399,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
     mqtt: MqttConfig = MqttConfig()
+    dead_letters: DeadLettersConfig = DeadLettersConfig()
     auth: AuthConfig = AuthConfig()
 
 
@@ -343,11 +412,11 @@ class Setting(NamedTuple):
     default: Any
     default_text: str | None
     """Said in the place of a default that depends on the machine."""
-    kind: Literal["int", "bool", "text"]
+    kind: Literal["int", "number", "bool", "text"]
     optional: bool
     choices: tuple[str, ...]
-    low: int | None
-    high: int | None
+    low: float | None
+    high: float | None
     secret: bool
     field: Any
     """The msgspec type, for strict conversion."""
@@ -371,6 +440,8 @@ class Setting(NamedTuple):
             return "true or false"
         if self.kind == "text":
             return "text"
+        if self.kind == "number":
+            return f"a number above {self.low:g}, at most {self.high:g}"
         size = ', or text such as "256 MiB"' if "_bytes" in self.name else ""
         return f"an integer from {self.low} to {self.high}{size}"
 
@@ -393,6 +464,8 @@ def _settings() -> Iterator[Setting]:
                 default_text=(meta.extra or {}).get("default"),
                 kind="int"
                 if isinstance(kind, inspect.IntType)
+                else "number"
+                if isinstance(kind, inspect.FloatType)
                 else "bool"
                 if isinstance(kind, inspect.BoolType)
                 else "text",
@@ -400,8 +473,12 @@ def _settings() -> Iterator[Setting]:
                 choices=tuple(map(str, get_args(get_args(plain.type)[0])))
                 if isinstance(kind, inspect.LiteralType)
                 else (),
-                low=kind.ge if isinstance(kind, inspect.IntType) else None,
-                high=kind.le if isinstance(kind, inspect.IntType) else None,
+                low=kind.ge
+                if isinstance(kind, inspect.IntType)
+                else kind.gt
+                if isinstance(kind, inspect.FloatType)
+                else None,
+                high=kind.le if isinstance(kind, inspect.IntType | inspect.FloatType) else None,
                 secret=bool((meta.extra or {}).get("secret")),
                 field=plain.type,
             )
@@ -418,11 +495,6 @@ SECTIONS: Final[dict[str, str]] = {
 LATER: Final[dict[str, str]] = {
     "http.batch_bytes_max": "batches",
     "http.batch_events_max": "batches",
-    "http.durable_deadline_ms": "ack=durable",
-    "http.sink_deadline_ms": "ack=sink",
-    "log.high_water": "shedding before the log is full",
-    "log.low_water": "shedding before the log is full",
-    "mqtt.poison_attempts": "trial of suspect records",
 }
 """Settings of later versions, and what they belong to."""
 

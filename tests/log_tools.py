@@ -113,6 +113,8 @@ class Slot:
     ranges: tuple[tuple[int, int], ...]
     """(first lsn, epoch), oldest first."""
     cursors: tuple[SlotCursor, ...]
+    lost_from: tuple[int, ...] = ()
+    """Of each range: the first hole that recovery found in it; 0: none."""
 
     def encode(self) -> bytes:
         rest = struct.pack("<QQ", self.sequence, self.watermark)
@@ -122,6 +124,8 @@ class Slot:
         for c in self.cursors:
             rest += c.name.encode().ljust(16, b"\0")
             rest += struct.pack("<6Q", c.lsn, c.ordinal, c.published, c.dead_lettered, c.base, 0)
+        rest = rest.ljust(32 + 16 * EPOCHS_MAX + 64 * SINKS_MAX, b"\0")
+        rest += struct.pack(f"<{len(self.lost_from)}Q", *self.lost_from)
         rest = rest.ljust(PAGE - 16, b"\0")
         head = SLOT_MAGIC + struct.pack("<I", VERSION)
         return head + struct.pack("<I", crc32c(head + bytes(4) + rest)) + rest
@@ -137,7 +141,8 @@ class Slot:
             name = page[at : at + 16].rstrip(b"\0").decode()
             cursors.append(SlotCursor(name, *struct.unpack_from("<5Q", page, at + 16)))
         table = tuple(struct.unpack_from("<QQ", page, 48 + 16 * i) for i in range(ranges))
-        found = cls(sequence, watermark, epoch, table, tuple(cursors))
+        lost = struct.unpack_from(f"<{ranges}Q", page, 48 + 16 * EPOCHS_MAX + 64 * SINKS_MAX)
+        found = cls(sequence, watermark, epoch, table, tuple(cursors), lost if any(lost) else ())
         return found if found.encode() == page else None
 
 

@@ -145,7 +145,11 @@ def test_recovery_writes_what_the_drawing_says(tmp_path: Path) -> None:
         LogRecord(torn, PAD, 3, pad_size=expected[-1].lsn - torn).encode(after.identity.secret),
     )
     old = before.slot()
-    before.put_slot(log_tools.replace(old, sequence=42, epoch=4, ranges=(*old.ranges, (end, 4))))
+    before.put_slot(
+        log_tools.replace(
+            old, sequence=42, epoch=4, ranges=(*old.ranges, (end, 4)), lost_from=(0, 0, torn, 0)
+        )
+    )
     assert after.data == before.data  # to the byte
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from tests.native_build import NATIVE, TESTS, build, run
 
-LOG, COMMIT, RECOVER = "gw_log.c", "gw_log_commit.c", "gw_log_recover.c"
+LOG, FOLLOW = "gw_log.c", "gw_log_follow.c"
+COMMIT, RECOVER = "gw_log_commit.c", "gw_log_recover.c"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ POWER = ("test_log_power", "every_image_of_a_power_cut_is_recovered")
 ROWS = [
     Mutant(
         "the dead slot at the stuck position owns the hole",
-        LOG,
+        FOLLOW,
         (
             (
                 "    if (living)\n        return false;",
@@ -46,7 +47,7 @@ ROWS = [
     ),
     Mutant(
         "free a slot at once on death",
-        LOG,
+        FOLLOW,
         (("if (pos == GW_POSITION_NONE || pos <", "if (true || pos <"),),
         "test_log_races",
         "dead_slot_is_not_reused_while_its_claim_is_a_hole",
@@ -189,8 +190,8 @@ RULES = [
                 "",
             ),
             (
-                "    GW_FAILPOINT(after_claim);\n",
-                "    GW_FAILPOINT(after_claim);\n    intent->len = n, intent->pos = t;\n",
+                "        GW_FAILPOINT(after_claim);\n",
+                "        GW_FAILPOINT(after_claim);\n        producer->intent->len = n, producer->intent->pos = t;\n",
             ),
         ),
         "test_log_death",
@@ -198,7 +199,7 @@ RULES = [
     ),
     Mutant(
         "the shortest dead intent is the hole, proven or not",
-        LOG,
+        FOLLOW,
         (("    if (!one_length) {", "    if (!one_length && !p) {"),),
         "test_log_races",
         "hole_is_as_long_as_the_claim_not_as_another_intent_at_its_place",
@@ -210,8 +211,8 @@ RULES = [
             (
                 "            atomic_store_explicit(&intent->pos, GW_POSITION_NONE, "
                 "memory_order_release);\n"
-                "            return GW_FULL;",
-                "            return GW_FULL;",
+                "            return refused;",
+                "            return refused;",
             ),
         ),
         "test_log_races",
@@ -219,7 +220,7 @@ RULES = [
     ),
     Mutant(
         "a stopped producer's claim is taken while it may go on",
-        LOG,
+        FOLLOW,
         (
             (
                 "    if (living)\n        return false;",
@@ -231,7 +232,7 @@ RULES = [
     ),
     Mutant(
         "ticks are time-outs, which a busy log never sees",
-        LOG,
+        FOLLOW,
         (
             (
                 "            if (!progress && timed_out)\n",
@@ -244,7 +245,7 @@ RULES = [
     ),
     Mutant(
         "the tail is read before the death when a slot is freed",
-        LOG,
+        FOLLOW,
         (
             (
                 "static void free_dead_slots(gw_log *log)\n{\n",
@@ -275,8 +276,8 @@ RULES = [
         LOG,
         (
             (
-                "(t | GW_DATA) ^ shared->mix, memory_order_release); /* M */",
-                "(t | GW_DATA) ^ shared->mix, memory_order_relaxed);",
+                "(t | kind) ^ shared->mix, memory_order_release); /* M */",
+                "(t | kind) ^ shared->mix, memory_order_relaxed);",
             ),
         ),
         "test_log_races",
@@ -302,7 +303,8 @@ RULES = [
         LOG,
         (
             (
-                "    if (atomic_load_explicit(&shared->follower_flag, memory_order_relaxed))\n",
+                "    if (atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) == "
+                "GW_SLEEPS)\n",
                 "    if (0)\n",
             ),
         ),

@@ -86,6 +86,8 @@ static inline uint64_t record_size(unsigned device_id_bytes, unsigned body_bytes
     return (GW_RECORD_HEADER_BYTES + (uint64_t)device_id_bytes + body_bytes + 7) / 8 * 8;
 }
 
+static bool samples_have_keys; /* those whose number says so: a test that puts one twice wants it twice */
+
 typedef struct sample {
     gw_event event;
     uint8_t device_id[255], *body;
@@ -105,7 +107,7 @@ static inline void sample_make(sample *s, uint64_t id, unsigned device_id_bytes,
                           .body = s->body,
                           .body_bytes = body_bytes,
                           .device_id_bytes = (uint8_t)device_id_bytes,
-                          .flags = (uint8_t)(id % 8),
+                          .flags = (uint8_t)(id % 8 & (samples_have_keys ? 7 : 7 & ~GW_EVENT_KEYED)),
                           .splice = (uint8_t)(id % 200),
                           .received_at_ns = scramble(id),
                           .seq = id,

@@ -1,7 +1,7 @@
 /* test_log_death.c - real processes that are killed or stopped: producers at every fail point, alone, two and three at
  * once; a follower in the middle of a PAD; a committer anywhere; everybody at random.
  *
- * Sources: _native/gw_log.c _native/gw_log_commit.c _native/gw_log_recover.c _native/gw_crc32c.c */
+ * Sources: _native/gw_log*.c _native/gw_crc32c.c */
 #include <sys/prctl.h>
 
 #include "log_fixture.h"

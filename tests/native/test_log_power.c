@@ -14,7 +14,7 @@
  *   GW_POWER_RUNS=N GW_POWER_SEED=S    N runs from seed S on
  *   GW_POWER_LIE=1                     fdatasync lies: a control, the test must fail
  *
- * Sources: _native/gw_log.c _native/gw_log_commit.c _native/gw_log_recover.c _native/gw_crc32c.c */
+ * Sources: _native/gw_log*.c _native/gw_crc32c.c */
 #include "log_fixture.h"
 
 #ifndef GW_FAILPOINTS

@@ -1,6 +1,6 @@
 /* test_log_races.c - committer, errors of fdatasync, interleavings that are forced at fail points, threads.
  *
- * Sources: _native/gw_log.c _native/gw_log_commit.c _native/gw_log_recover.c _native/gw_crc32c.c */
+ * Sources: _native/gw_log*.c _native/gw_crc32c.c */
 #include "log_fixture.h"
 
 /* ---- committer ------------------------------------------------------------------------------------------------ */

@@ -1,7 +1,7 @@
 /* test_log_recovery.c - each row of the table in gw_log_recover.c, and what must never be taken for a record: torn
  * ones at every byte, former laps, payloads, markers that survived a power cut.
  *
- * Sources: _native/gw_log.c _native/gw_log_commit.c _native/gw_log_recover.c _native/gw_crc32c.c */
+ * Sources: _native/gw_log*.c _native/gw_crc32c.c */
 #include "log_fixture.h"
 
 /* ---- recovery: each row of the table in gw_log_recover.c ------------------------------------------------------- */
