@@ -18,6 +18,7 @@ from tests.native_build import NATIVE, TESTS, build, run
 
 LOG, FOLLOW = "gw_log.c", "gw_log_follow.c"
 COMMIT, RECOVER = "gw_log_commit.c", "gw_log_recover.c"
+INDEX, RECEIPT, WAIT = "gw_log_index.c", "gw_log_receipt.c", "gw_log_wait.c"
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,165 @@ ROWS = [
         (('memfd_create("gateway-log", MFD_CLOEXEC);', 'open(".", O_TMPFILE | O_RDWR, 0600);'),),
         "test_log_races",
         "shared_words_are_not_in_the_log_file",
+    ),
+]
+
+INDEX_RULES = [
+    Mutant(
+        "read a record found by the index without the tail check",
+        INDEX,
+        (("    return tail > lsn + log->mask + 1;", "    return tail == 0;"),),
+        "test_log_index",
+        "body_that_is_written_over_gives_no_conflict",
+    ),
+    Mutant(
+        "a lost race for the head is tried again without a look at the new part",
+        INDEX,
+        (("        if (found != GW_FOUND_NOTHING)\n            return found;\n", ""),),
+        "test_log_index",
+        "two_claims_of_one_key_leave_one_event",
+    ),
+    Mutant(
+        "chains in any order",
+        INDEX,
+        (("        if (gw_link_lsn(seen) > lsn)\n            return GW_FOUND_OPEN;\n", ""),),
+        "test_log_index",
+        "chain_stays_in_order_of_positions",
+    ),
+    Mutant(
+        "answer a repeat from an original that is not committed",
+        INDEX,
+        (("return kind < 0 ? GW_FOUND_OPEN : body", "return body"),),
+        "test_log_index",
+        "repeat_of_an_unfinished_event_is_busy",
+    ),
+    Mutant(
+        "bodies are compared by their length",
+        INDEX,
+        (
+            (
+                "    uint64_t word;\n    for (uint32_t i = 8;",
+                "    uint64_t word;\n    if (at)\n        return true;\n    for (uint32_t i = 8;",
+            ),
+        ),
+        "test_log_index",
+        "repeat_is_a_duplicate_and_another_body_a_conflict",
+    ),
+    Mutant(
+        "a PAD cuts the chain",
+        FOLLOW,
+        (
+            (
+                "    atomic_store_explicit(word, (from | GW_PAD) ^ mix",
+                "    log->prevs[(from & log->mask) / 64] = 0;\n"
+                "    atomic_store_explicit(word, (from | GW_PAD) ^ mix",
+            ),
+        ),
+        "test_log_index",
+        "pad_does_not_cut_a_chain",
+    ),
+    Mutant(
+        "the index is not rebuilt below the cursor",
+        INDEX,
+        (("    while (p < least) {", "    while (p < least && false) {"),),
+        "test_log_index",
+        "window_survives_a_restart",
+    ),
+    Mutant(
+        "full comes before the look for a repeat",
+        LOG,
+        (
+            (
+                "    for (;;) {\n        uint64_t head = 0;",
+                "    if (gw_log_used(log) + n > shared->capacity)\n        return GW_FULL;\n"
+                "    for (;;) {\n        uint64_t head = 0;",
+            ),
+        ),
+        "test_log_index",
+        "repeat_is_answered_when_the_log_is_full_or_closed",
+    ),
+    Mutant(
+        "receipt without epoch",
+        RECEIPT,
+        (
+            (
+                "if (written != (uint32_t)epoch || (marker ^ gw_mix(shared->secret, epoch))",
+                "if ((marker ^ gw_mix(shared->secret, written))",
+            ),
+            (
+                "    if (!gw_epoch_ok(shared->range, shared->epochs, lsn, epoch))\n"
+                "        return GW_RECEIPT_LOST;\n",
+                "",
+            ),
+        ),
+        "test_log_index",
+        "receipt_of_what_a_power_cut_took_is_lost",
+    ),
+    Mutant(
+        "what was lost in a hole is finished once it is written over",
+        RECOVER,
+        (("    note_lost(&slot, &found);\n", "    (void)note_lost;\n"),),
+        "test_log_index",
+        "receipt_of_what_a_power_cut_took_is_lost",
+    ),
+    Mutant(
+        "sink = the cursor has passed",
+        RECEIPT,
+        (("    if (gw_dead_sinks(dead))\n        return GW_RECEIPT_DEAD_LETTERED;\n", ""),),
+        "test_log_index",
+        "receipt_tells_what_became_of_an_event",
+    ),
+    Mutant(
+        "a receipt's MAC is not looked at",
+        RECEIPT,
+        ((" || check != mac(log, epoch, *lsn)", ""),),
+        "test_log_index",
+        "receipt_of_something_else_is_unknown",
+    ),
+    Mutant(
+        "a mark is written where a producer may write",
+        RECEIPT,
+        (
+            (
+                "    if (lsn < gw_log_reclaim(log) &&",
+                "    if (false && lsn < gw_log_reclaim(log) &&",
+            ),
+        ),
+        "test_log_index",
+        "receipt_tells_what_became_of_an_event",
+    ),
+    Mutant(
+        "one water mark",
+        LOG,
+        (("shedding ? &shared->low_water : &shared->high_water", "&shared->high_water"),),
+        "test_log_index",
+        "full_comes_and_goes_with_hysteresis",
+    ),
+    Mutant(
+        "the committer keeps its interval whoever waits",
+        COMMIT,
+        (("(gw_log_committed(log) > durable && gw_waits_for_sync(log, durable)) ||", "false ||"),),
+        "test_log_index",
+        "who_waits_for_durable_is_not_kept_for_the_interval",
+    ),
+    Mutant(
+        "the follower rests whoever waits",
+        WAIT,
+        (
+            (
+                "        if (atomic_load_explicit(&shared->follower_flag",
+                "        if (0 && atomic_load_explicit(&shared->follower_flag",
+            ),
+        ),
+        "test_log_index",
+        "who_waits_for_durable_is_not_kept_for_the_interval",
+    ),
+    Mutant(
+        "a cursor wakes nobody",
+        LOG,
+        (("    gw_wake_waiters(log, GW_WAITS_SINKS);\n", ""),),
+        "test_log_index",
+        "each_position_wakes_who_waits_for_it",
     ),
 ]
 
@@ -453,7 +613,7 @@ RULES = [
     ),
 ]
 
-MUTANTS = [pytest.param(m, id=m.name.replace(" ", "-")) for m in ROWS + RULES]
+MUTANTS = [pytest.param(m, id=m.name.replace(" ", "-")) for m in ROWS + INDEX_RULES + RULES]
 
 
 def text_of(mutant: Mutant) -> str:
@@ -495,9 +655,13 @@ def test_a_test_notices(ran: dict[str, Future[CompletedProcess[str]]], mutant: M
     assert done.returncode not in (0, 2), f"{mutant.name}: {mutant.test} passes\n{done.stdout}"
 
 
-@pytest.mark.parametrize(("program", "mode"), sorted({(m.program, m.mode) for m in ROWS + RULES}))
+@pytest.mark.parametrize(
+    ("program", "mode"), sorted({(m.program, m.mode) for m in ROWS + INDEX_RULES + RULES})
+)
 def test_the_same_tests_pass_on_the_code_as_it_is(program: str, mode: str, tmp_path: Path) -> None:
-    names = sorted({m.test for m in ROWS + RULES if (m.program, m.mode) == (program, mode)})
+    names = sorted(
+        {m.test for m in ROWS + INDEX_RULES + RULES if (m.program, m.mode) == (program, mode)}
+    )
     environment = {"TMPDIR": str(tmp_path), "GW_POWER_RUNS": "5"}
     done = run(build(TESTS / f"{program}.c", mode), mode, *names, environment=environment)
     assert done.returncode == 0, done.stdout

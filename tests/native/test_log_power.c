@@ -429,6 +429,7 @@ static void every_image_of_a_power_cut_is_recovered(void)
 
 int main(int argc, char **argv)
 {
+    samples_have_keys = true;
     static const test tests[] = {{"every_image_of_a_power_cut_is_recovered", every_image_of_a_power_cut_is_recovered}};
     return run_tests(tests, 1, argc, argv);
 }
