@@ -38,24 +38,24 @@ enum gw_counter {
     GW_COUNTER_MQTT_DISCONNECTS,
     GW_COUNTER_MQTT_CONNECTED, /* gauge: 1 while connected */
     GW_COUNTER_MQTT_NEGATIVE_ACKS,
-    GW_COUNTER_MQTT_IN_FLIGHT, /* gauge */
-    GW_COUNTER_SYNCS,          /* fdatasync calls of the committer */
-    GW_COUNTER_SYNC_NS,        /* total time in them */
-    GW_COUNTER_PADS,           /* holes of dead producers that were filled */
-    GW_COUNTER_KILLED_STUCK,   /* stopped producers that were killed to free the log */
-    GW_COUNTER_DUPLICATES,     /* repeats that were recognised; they are not in ACCEPTED */
-    GW_COUNTER_BEAT_FOLLOWER,  /* the follower came round (at least once a second) */
-    GW_COUNTER_BEAT_LOOP,      /* the delivery process's event loop came round (at least once a second) */
-    GW_COUNTER_SYNC_SINCE_NS,  /* gauge: CLOCK_MONOTONIC when the running fdatasync began; 0: none runs */
+    GW_COUNTER_MQTT_IN_FLIGHT,    /* gauge */
+    GW_COUNTER_SYNCS,             /* fdatasync calls of the committer */
+    GW_COUNTER_SYNC_NS,           /* total time in them */
+    GW_COUNTER_PADS,              /* holes of dead producers that were filled */
+    GW_COUNTER_KILLED_STUCK,      /* stopped producers that were killed to free the log */
+    GW_COUNTER_DUPLICATES,        /* repeats that were recognised; they are not in ACCEPTED */
+    GW_COUNTER_BEAT_FOLLOWER,     /* the follower came round (at least once a second) */
+    GW_COUNTER_BEAT_LOOP,         /* the delivery process's event loop came round (at least once a second) */
+    GW_COUNTER_SYNC_SINCE_NS,     /* gauge: CLOCK_MONOTONIC when the running fdatasync began; 0: none runs */
     GW_COUNTER_DRAIN_BYTES_PER_S, /* gauge: how fast reclaim moves, smoothed; 0 while nothing moves */
-    GW_COUNTER_ACKS_DURABLE,   /* requests answered "durable" */
-    GW_COUNTER_ACKS_SINK,      /* requests answered "sink" */
-    GW_COUNTER_ACKS_LATE,      /* accepted, but 504: not confirmed in time */
-    GW_COUNTER_ACKS_DEAD,      /* asked for sink, and the event was dead-lettered */
+    GW_COUNTER_ACKS_DURABLE,      /* requests answered "durable" */
+    GW_COUNTER_ACKS_SINK,         /* requests answered "sink" */
+    GW_COUNTER_ACKS_LATE,         /* accepted, but 504: not confirmed in time */
+    GW_COUNTER_ACKS_DEAD,         /* asked for sink, and the event was dead-lettered */
     GW_COUNTER_DEAD_LETTER_BYTES, /* gauge: bytes of dead-letter files */
     GW_COUNTER_RESTARTS_WORKER = 160,
     GW_COUNTER_RESTARTS_DELIVERY,
-    GW_COUNTER_KILLED_HUNG, /* delivery processes that made no progress and were killed */
+    GW_COUNTER_KILLED_HUNG,  /* delivery processes that made no progress and were killed */
     GW_COUNTER_ACK_NS = 164, /* histogram: start of the request to its answer "durable" or "sink" */
     GW_COUNTER_WORDS = 192
 };

@@ -12,10 +12,10 @@ typedef struct gw_ingest {
     gw_producer *producer;
     gw_counter_block *counters;
     uint64_t hash_key[2];
-    uint64_t lsn;       /* of the last accepted event, or of the original that it repeats or waits for */
+    uint64_t lsn;         /* of the last accepted event, or of the original that it repeats or waits for */
     uint8_t used_percent; /* of the log, when it was accepted */
     bool duplicate;       /* it was a repeat */
-    gw_verdict verdict; /* of the last event that reached the validator */
+    gw_verdict verdict;   /* of the last event that reached the validator */
 } gw_ingest;
 
 enum { GW_INGEST_BUSY = -1 };

@@ -157,8 +157,7 @@ static void gather(gw_log *log, bool changed, uint64_t committed, const uint64_t
         atomic_thread_fence(memory_order_seq_cst); /* F */
         uint32_t word = atomic_load_explicit(&shared->committer_word, memory_order_relaxed);
         uint64_t durable = gw_log_durable(log);
-        if (atomic_load_explicit(&log->committer_stop, memory_order_acquire) ||
-            gw_log_state(log) == GW_STATE_FAILED ||
+        if (atomic_load_explicit(&log->committer_stop, memory_order_acquire) || gw_log_state(log) == GW_STATE_FAILED ||
             (gw_log_committed(log) > durable && gw_waits_for_sync(log, durable)) ||
             gw_reclaim_is_urgent(log, gw_log_least_cursor(log)) || (changed && now >= until))
             break;

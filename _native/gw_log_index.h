@@ -69,8 +69,7 @@ static inline uint64_t gw_link_lsn(uint64_t link)
 }
 
 /* Walk from `link` down to the first at or below `until` (lsn); *lsn is what was found. */
-gw_found gw_index_walk(const gw_log *log, uint64_t hash, uint64_t link, uint64_t until, gw_image *image,
-                       uint64_t *lsn);
+gw_found gw_index_walk(const gw_log *log, uint64_t hash, uint64_t link, uint64_t until, gw_image *image, uint64_t *lsn);
 /* The insert above. Nothing: done. Else the record must become a VOID. */
 gw_found gw_index_insert(gw_log *log, uint64_t hash, uint64_t walked, gw_image *image, uint64_t lsn);
 /* From the ring, before any producer runs: [start - capacity, start), of which [least, start) is known to be whole. */

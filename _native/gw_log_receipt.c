@@ -40,8 +40,7 @@ static char *put_hex(char *to, uint64_t value, int digits)
 void gw_log_receipt(const gw_log *log, uint64_t lsn, char out[GW_RECEIPT_BYTES_MAX])
 {
     const gw_shared *shared = log->shared;
-    uint64_t epoch =
-        lsn >= shared->start_lsn ? shared->epoch : gw_epoch_at(shared->range, shared->epochs, lsn);
+    uint64_t epoch = lsn >= shared->start_lsn ? shared->epoch : gw_epoch_at(shared->range, shared->epochs, lsn);
     char *to = put_hex(out, shared->identity, 16);
     *to++ = '-';
     to = put_hex(to, epoch, 0);
@@ -57,8 +56,9 @@ static const char *get_hex(const char *from, const char *limit, char end, uint64
     *value = 0;
     int digits = 0;
     for (; from < limit && *from != end; from++, digits++) {
-        unsigned digit = *from >= '0' && *from <= '9' ? (unsigned)(*from - '0')
-                         : *from >= 'a' && *from <= 'f' ? (unsigned)(*from - 'a' + 10) : 16;
+        unsigned digit = *from >= '0' && *from <= '9'   ? (unsigned)(*from - '0')
+                         : *from >= 'a' && *from <= 'f' ? (unsigned)(*from - 'a' + 10)
+                                                        : 16;
         if (digit > 15 || digits == 16)
             return NULL;
         *value = *value << 4 | digit;
@@ -79,7 +79,7 @@ static enum gw_receipt_state state_of(const gw_log *log, uint64_t epoch, uint64_
     if (lsn >= tail)
         return GW_RECEIPT_UNKNOWN;
     const _Atomic uint64_t *at = gw_word(log, lsn);
-    uint64_t marker = atomic_load_explicit(at, memory_order_acquire); /* M */
+    uint64_t marker = atomic_load_explicit(at, memory_order_acquire);                    /* M */
     uint64_t dead = atomic_load_explicit(at + GW_DEAD_OFFSET / 8, memory_order_relaxed); /* A: the cursors came first */
     uint32_t written = (uint32_t)(atomic_load_explicit(at + 1, memory_order_relaxed) >> 32);
     atomic_thread_fence(memory_order_acquire);
@@ -129,8 +129,8 @@ bool gw_log_mark_dead(gw_log *log, unsigned sink, uint64_t lsn, uint32_t epoch)
 {
     gw_record record;
     /* What no cursor holds may be claimed at any moment; only before the first claim of a run is it still. */
-    if (lsn < gw_log_reclaim(log) && (gw_log_tail(log) != log->shared->start_lsn ||
-                                      log->shared->start_lsn > lsn + log->mask + 1))
+    if (lsn < gw_log_reclaim(log) &&
+        (gw_log_tail(log) != log->shared->start_lsn || log->shared->start_lsn > lsn + log->mask + 1))
         return false;
     if (gw_log_read(log, lsn, &record) != GW_OK || record.kind != GW_DATA || (epoch && record.epoch != epoch))
         return false;

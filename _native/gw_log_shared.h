@@ -105,7 +105,7 @@ _Static_assert(offsetof(gw_header, crc) == 8 && offsetof(gw_header, epoch) == 12
 
 #define GW_CRC_FROM offsetof(gw_header, epoch)
 #define GW_DEAD_OFFSET offsetof(gw_header, dead)
-#define GW_DEAD_BYTE 0xdeull /* any other value means nothing: a flipped bit makes no dead letter */
+#define GW_DEAD_BYTE 0xdeull    /* any other value means nothing: a flipped bit makes no dead letter */
 #define GW_PAD_SEED 0x50414421u /* a PAD's checksum begins with this, so that no record passes for one */
 
 /* ---- shared memory ------------------------------------------------------------------------------------------ */
@@ -151,7 +151,7 @@ typedef struct gw_shared {
     /* producers */
     _Alignas(64) _Atomic uint64_t tail; /* | GW_TAIL_CLOSED */
     /* follower */
-    gw_versioned committed; /* a gw_cursor: lsn and ordinal */
+    gw_versioned committed;                      /* a gw_cursor: lsn and ordinal */
     _Alignas(64) _Atomic uint32_t follower_flag; /* GW_SLEEPS, GW_RESTS; 0: it walks */
     _Alignas(64) _Atomic uint32_t follower_word; /* anyone */
     /* committer */

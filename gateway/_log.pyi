@@ -127,7 +127,13 @@ class Log:
         """Somebody will wait for `durable` (or every sink's cursor) to pass lsn: hurry."""
 
     def wait(
-        self, worker: int, word: int, durable_above: int, sinks_above: int, committed_above: int, timeout_ms: int
+        self,
+        worker: int,
+        word: int,
+        durable_above: int,
+        sinks_above: int,
+        committed_above: int,
+        timeout_ms: int,
     ) -> int:
         """Sleep (GIL released) until a position lies above its bound (NEVER: not waited for), the log has failed,
         the worker's word is no longer `word`, or the time is over. Returns the word."""
