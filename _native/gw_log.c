@@ -26,23 +26,30 @@
 #include "gw_crc32c.h"
 #include "gw_hash.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14; an older kernel refuses it, and faults page by page */
+#endif
+
 #ifdef GW_FAILPOINTS
 void (*gw_failpoint_hook)(const char *name);
 
-/* GW_FAILPOINT=name:N:SIGNAL in the environment: the process gets SIGNAL (a number) as it passes for the Nth time. */
-static char failpoint_name[32];
+/* GW_FAILPOINT=name:N:SIGNAL[:FILE] in the environment: the process gets SIGNAL (a number) as it passes for the Nth
+ * time; with FILE only the process that removes it, so that one of a family and of its successors is hit. */
+static char failpoint_name[32], failpoint_file[256];
 static int failpoint_countdown, failpoint_signal;
 
 static void failpoint_from_environment(const char *name)
 {
-    if (strcmp(name, failpoint_name) == 0 && --failpoint_countdown == 0)
+    if (strcmp(name, failpoint_name) == 0 && --failpoint_countdown == 0 &&
+        (!failpoint_file[0] || unlink(failpoint_file) == 0))
         kill(getpid(), failpoint_signal);
 }
 
 __attribute__((constructor)) static void failpoint_install(void)
 {
     const char *text = getenv("GW_FAILPOINT");
-    if (text && sscanf(text, "%31[a-z_]:%d:%d", failpoint_name, &failpoint_countdown, &failpoint_signal) == 3)
+    if (text && sscanf(text, "%31[a-z_]:%d:%d:%255s", failpoint_name, &failpoint_countdown, &failpoint_signal,
+                       failpoint_file) >= 3)
         gw_failpoint_hook = failpoint_from_environment;
 }
 #endif
@@ -265,6 +272,8 @@ void gw_cursor_store(gw_log *log, unsigned sink, const gw_cursor *cursor)
 
 gw_status gw_producer_open(gw_log *log, gw_producer **producer)
 {
+    /* Else each first look into a page of the index is a page fault, on the way of an event. */
+    madvise((uint8_t *)log->shared + GW_INDEX_OFFSET, log->shared_bytes - GW_INDEX_OFFSET, MADV_POPULATE_WRITE);
     for (unsigned i = 0; i < GW_INTENT_SLOTS; i++) {
         gw_intent *intent = &log->shared->intent[i];
         uint64_t free_slot = 0;
