@@ -97,9 +97,9 @@ static bool is_stopped(int pid)
     return after_name && after_name[1] == ' ' && (after_name[2] == 'T' || after_name[2] == 't');
 }
 
-void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint64_t epoch, uint64_t mix)
+void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint8_t flags, uint64_t epoch, uint64_t mix)
 {
-    gw_header pad = {.epoch = (uint32_t)epoch, .size = to - from, .kind = GW_PAD};
+    gw_header pad = {.epoch = (uint32_t)epoch, .size = to - from, .kind = GW_PAD, .flags = flags};
     pad.crc = gw_record_crc(&pad, NULL, from);
     _Atomic uint64_t *word = gw_word(log, from);
     atomic_thread_fence(memory_order_release);
@@ -204,7 +204,7 @@ static bool reap(gw_log *log)
     for (uint64_t x = p + 8; x < p + n; x += 8)
         if (marker_kind(log, x) >= 0)
             n = x - p;
-    gw_pad_write(log, p, p + n, log->shared->epoch, log->shared->mix);
+    gw_pad_write(log, p, p + n, 0, log->shared->epoch, log->shared->mix);
     gw_counter_add(&log->shared->counters[GW_BLOCK_DELIVERY], GW_COUNTER_PADS, 1);
     return true;
 }

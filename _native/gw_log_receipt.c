@@ -6,7 +6,8 @@
  *   the epoch's range does not hold lsn                           lost: a power cut took the end of that epoch
  *   tail > lsn + capacity: written over                           finished; unknown if recovery found a hole at or
  *                                                                 below lsn in that epoch, or does not know the epoch
- *   no whole DATA record of that epoch (a PAD over a hole)        lost
+ *   no whole DATA record of that epoch                            lost; below every cursor it was published once, and
+ *                                                                 torn later: as if written over
  *   a record with a dead byte                                     dead_lettered
  *   below every cursor · below durable · else                     delivered · durable · enqueued
  *
@@ -66,6 +67,28 @@ static const char *get_hex(const char *from, const char *limit, char end, uint64
     return digits && from < limit ? from + 1 : NULL;
 }
 
+/* Recovery found something lost in the epoch of lsn, at or below it; or nobody knows. */
+static bool holes_before(const gw_shared *shared, uint64_t lsn)
+{
+    if (lsn < shared->range[0].start)
+        return true;
+    unsigned i = shared->epochs - 1;
+    while (shared->range[i].start > lsn)
+        i--;
+    return shared->lost_from[i] && lsn >= shared->lost_from[i];
+}
+
+/* What stood there when this run began was as the disk had kept it: a marker without its body proves nothing. */
+static bool is_whole(const gw_log *log, uint64_t lsn)
+{
+    if (lsn >= log->shared->start_lsn)
+        return true;
+    const gw_header *header = (const gw_header *)(const void *)gw_word(log, lsn);
+    uint64_t used = sizeof *header + (uint64_t)header->device_id_bytes + header->body_bytes;
+    return used <= log->shared->record_bytes_max &&
+           header->crc == gw_record_crc(header, (const uint8_t *)(header + 1), lsn);
+}
+
 static enum gw_receipt_state state_of(const gw_log *log, uint64_t epoch, uint64_t lsn)
 {
     const gw_shared *shared = log->shared;
@@ -82,17 +105,15 @@ static enum gw_receipt_state state_of(const gw_log *log, uint64_t epoch, uint64_
     uint64_t marker = atomic_load_explicit(at, memory_order_acquire);                    /* M */
     uint64_t dead = atomic_load_explicit(at + GW_DEAD_OFFSET / 8, memory_order_relaxed); /* A: the cursors came first */
     uint32_t written = (uint32_t)(atomic_load_explicit(at + 1, memory_order_relaxed) >> 32);
+    uint64_t mix = gw_mix(shared->secret, epoch), pad = (lsn | GW_PAD) ^ mix;
+    bool whole = written == (uint32_t)epoch && marker == ((lsn | GW_DATA) ^ mix) && is_whole(log, lsn);
     atomic_thread_fence(memory_order_acquire);
-    if (gw_log_tail(log) > lsn + capacity) {
-        if (lsn < shared->range[0].start)
-            return GW_RECEIPT_UNKNOWN;
-        unsigned i = shared->epochs - 1;
-        while (shared->range[i].start > lsn)
-            i--;
-        bool doubt = shared->lost_from[i] && lsn >= shared->lost_from[i];
-        return doubt ? GW_RECEIPT_UNKNOWN : GW_RECEIPT_FINISHED;
-    }
-    if (written != (uint32_t)epoch || (marker ^ gw_mix(shared->secret, epoch)) != (lsn | GW_DATA))
+    if (gw_log_tail(log) > lsn + capacity)
+        return holes_before(shared, lsn) ? GW_RECEIPT_UNKNOWN : GW_RECEIPT_FINISHED;
+    if (!whole && least > lsn && least != UINT64_MAX && marker != pad)
+        /* what was published and not synced may be torn, also by claims of the next lap that the power cut took */
+        return holes_before(shared, lsn) ? GW_RECEIPT_UNKNOWN : GW_RECEIPT_FINISHED;
+    if (!whole)
         return GW_RECEIPT_LOST;
     if (gw_dead_sinks(dead))
         return GW_RECEIPT_DEAD_LETTERED;
@@ -156,7 +177,7 @@ gw_status gw_log_oldest(const gw_log *log, gw_record *record)
             p = tail - capacity;
             continue;
         }
-        bool possible = gw_epoch_ok(shared->range, shared->epochs, p, epoch);
+        bool possible = gw_epoch_ok(shared->range, shared->epochs, p, epoch) && is_whole(log, p);
         uint64_t kind = possible ? marker ^ gw_mix(shared->secret, epoch) ^ p : UINT64_MAX;
         if (kind == GW_DATA) {
             *record = (gw_record){.lsn = p, .size = size, .received_at_ns = received_at_ns, .epoch = epoch};

@@ -335,9 +335,9 @@ static uint64_t end_ordinal(gw_slot_page *slot, const gw_recovery *report, const
     return end;
 }
 
-/* The table above. */
+/* The table above. `covered`: what an earlier recovery had found to be holes. */
 static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], gw_recovery *report, holes *found,
-                    uint64_t *records_above)
+                    holes *covered, uint64_t *records_above)
 {
     uint64_t c = least_cursor(slot), w = slot->watermark;
     scan s = {.log = log, .slot = slot, .secret = secret, .limit = c + log->mask + 1};
@@ -356,6 +356,9 @@ static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret
             for (unsigned i = 0; i < slot->sinks; i++)
                 records_above[i] += data && p >= slot->sink[i].cursor.lsn;
             report->bytes += data ? size : 0;
+            const gw_header *header = (const gw_header *)(const void *)gw_word(log, p);
+            if (header->kind == GW_PAD && header->flags && !hole_add(covered, p, p + size))
+                return false;
             p += size;
             continue;
         }
@@ -522,7 +525,7 @@ static bool cover_holes(gw_log *log, const gw_slot_page *slot, const uint64_t se
             if (to - from < GW_RECORD_HEADER_BYTES)
                 return false;
             uint64_t epoch = gw_epoch_at(slot->range, slot->epochs, from);
-            gw_pad_write(log, from, to, epoch, gw_mix(secret, epoch));
+            gw_pad_write(log, from, to, GW_PAD_LOST, epoch, gw_mix(secret, epoch));
         }
     return true;
 }
@@ -598,14 +601,16 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     gw_status status = newest_slot(log, &slot, error);
     if (status != GW_OK)
         return status;
-    holes found = {0};
+    holes found = {0}, covered = {0};
     uint64_t records_above[GW_SINKS_MAX] = {0}; /* each sink's cursor */
-    if (!examine(log, &slot, identity->secret, report, &found, records_above)) {
+    if (!examine(log, &slot, identity->secret, report, &found, &covered, records_above)) {
         free(found.list);
+        free(covered.list);
         return gw_fail(error, GW_ERRNO, ENOMEM, 0, "recovery");
     }
     if (report->corrupt_count && !accept_corruption) {
         free(found.list);
+        free(covered.list);
         return gw_fail(error, GW_CORRUPT, 0, report->corrupt[0].from, "damage below the durable watermark");
     }
     uint64_t ordinal = end_ordinal(&slot, report, records_above);
@@ -614,7 +619,9 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     if (status == GW_OK && !cover_holes(log, &slot, identity->secret, &found))
         status = gw_fail(error, GW_CORRUPT, 0, report->end, "a hole too small for a record");
     note_lost(&slot, &found);
+    note_lost(&slot, &covered); /* by a recovery that was cut before its slot was on the disk */
     free(found.list);
+    free(covered.list);
     if (status != GW_OK)
         return status;
     gw_dirty(log, durable, report->start);
@@ -680,7 +687,7 @@ gw_status gw_log_scan(const char *path, gw_log **out, gw_recovery *report, gw_er
     log->read_only = true;
     gw_identity_page identity;
     gw_slot_page slot;
-    holes found = {0};
+    holes found = {0}, covered = {0};
     gw_status status = GW_OK;
     log->fd = open(path, O_RDONLY | O_CLOEXEC);
     if (log->fd < 0)
@@ -690,9 +697,10 @@ gw_status gw_log_scan(const char *path, gw_log **out, gw_recovery *report, gw_er
     if (status == GW_OK)
         status = newest_slot(log, &slot, error);
     uint64_t ordinal = 0, records_above[GW_SINKS_MAX] = {0};
-    if (status == GW_OK && !examine(log, &slot, identity.secret, report, &found, records_above))
+    if (status == GW_OK && !examine(log, &slot, identity.secret, report, &found, &covered, records_above))
         status = gw_fail(error, GW_ERRNO, ENOMEM, 0, "scanning the log");
     free(found.list);
+    free(covered.list);
     if (status == GW_OK)
         ordinal = end_ordinal(&slot, report, records_above);
     if (status == GW_OK)

@@ -104,6 +104,7 @@ _Static_assert(offsetof(gw_header, crc) == 8 && offsetof(gw_header, epoch) == 12
                "record header");
 
 #define GW_CRC_FROM offsetof(gw_header, epoch)
+#define GW_PAD_LOST 1 /* flags of a PAD that recovery wrote over a hole: events may have been lost in it */
 #define GW_DEAD_OFFSET offsetof(gw_header, dead)
 #define GW_DEAD_BYTE 0xdeull    /* any other value means nothing: a flipped bit makes no dead letter */
 #define GW_PAD_SEED 0x50414421u /* a PAD's checksum begins with this, so that no record passes for one */
@@ -208,7 +209,7 @@ void gw_dirty(gw_log *log, uint64_t from, uint64_t to);
 void gw_dirty_slots(gw_log *log);
 void gw_slot_write(gw_log *log, gw_slot_page *page, uint64_t sequence);
 /* Header of a PAD over [from, to), then its marker. */
-void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint64_t epoch, uint64_t mix);
+void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint8_t flags, uint64_t epoch, uint64_t mix);
 uint32_t gw_record_crc(const gw_header *header, const uint8_t *rest, uint64_t lsn);
 /* gw_log_read, but of what ends at or below `limit`. */
 gw_status gw_log_read_at(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record);

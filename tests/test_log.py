@@ -142,7 +142,9 @@ def test_recovery_writes_what_the_drawing_says(tmp_path: Path) -> None:
     torn = expected[-2].lsn + expected[-2].size
     before.put(
         torn,
-        LogRecord(torn, PAD, 3, pad_size=expected[-1].lsn - torn).encode(after.identity.secret),
+        LogRecord(torn, PAD, 3, flags=log_tools.PAD_LOST, pad_size=expected[-1].lsn - torn).encode(
+            after.identity.secret
+        ),
     )
     old = before.slot()
     before.put_slot(

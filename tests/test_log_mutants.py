@@ -62,7 +62,7 @@ ROWS = [
                 """        uint64_t rest = shared->capacity - (t & producer->log->mask);
         if (rest < n) {
             if (atomic_compare_exchange_strong(&shared->tail, &t, t + rest)) {
-                gw_pad_write(producer->log, t, t + rest, shared->epoch, shared->mix);
+                gw_pad_write(producer->log, t, t + rest, 0, shared->epoch, shared->mix);
                 t += rest;
             }
             continue;
@@ -259,8 +259,8 @@ INDEX_RULES = [
         RECEIPT,
         (
             (
-                "if (written != (uint32_t)epoch || (marker ^ gw_mix(shared->secret, epoch))",
-                "if ((marker ^ gw_mix(shared->secret, written))",
+                "uint64_t mix = gw_mix(shared->secret, epoch), pad",
+                "epoch = written;\n    uint64_t mix = gw_mix(shared->secret, epoch), pad",
             ),
             (
                 "    if (!gw_epoch_ok(shared->range, shared->epochs, lsn, epoch))\n"
@@ -303,6 +303,29 @@ INDEX_RULES = [
         ),
         "test_log_index",
         "receipt_tells_what_became_of_an_event",
+    ),
+    Mutant(
+        "a receipt trusts a marker that the disk kept without its body",
+        RECEIPT,
+        (("    if (lsn >= log->shared->start_lsn)\n", "    if (lsn)\n"),),
+        *POWER,
+    ),
+    Mutant(
+        "what is torn is lost, also below the cursors",
+        RECEIPT,
+        (("    if (!whole && least > lsn &&", "    if (false && !whole && least > lsn &&"),),
+        *POWER,
+    ),
+    Mutant(
+        "durable beyond the contiguous prefix",
+        COMMIT,
+        (
+            (
+                "    uint64_t committed = gw_log_committed(log);\n    if (!shared->sinks)",
+                "    uint64_t committed = gw_log_tail(log);\n    if (!shared->sinks)",
+            ),
+        ),
+        *POWER,
     ),
     Mutant(
         "one water mark",
@@ -351,7 +374,8 @@ RULES = [
             ),
             (
                 "        GW_FAILPOINT(after_claim);\n",
-                "        GW_FAILPOINT(after_claim);\n        producer->intent->len = n, producer->intent->pos = t;\n",
+                "        GW_FAILPOINT(after_claim);\n"
+                "        producer->intent->len = n, producer->intent->pos = t;\n",
             ),
         ),
         "test_log_death",

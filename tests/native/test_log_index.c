@@ -674,12 +674,12 @@ static void *resting_follower(void *context)
     uint64_t seen = 0;
     while (!atomic_load(&stop_following)) {
         seen = gw_log_follow(context, seen, 1000);
-        gw_log_rest(context, 2000000);
+        gw_log_rest(context, 30000000);
     }
     return NULL;
 }
 
-/* The interval is 30 s and the follower rests for 2 s: who waits is served at once, one sync for all who wait. */
+/* The interval is 30 s and the follower rests as long: who waits is served at once, one sync for all who wait. */
 static void who_waits_for_durable_is_not_kept_for_the_interval(void)
 {
     fixture f = fixture_new();
@@ -695,7 +695,7 @@ static void who_waits_for_durable_is_not_kept_for_the_interval(void)
         gw_log_want(f.log, 3, lsn, false);
         while (gw_log_durable(f.log) <= lsn) {
             gw_log_wait(f.log, 3, atomic_load(&f.log->shared->waiter[3].nudges), lsn, UINT64_MAX, UINT64_MAX, 100);
-            CHECK(now_ms() - from < 1500);
+            CHECK(now_ms() - from < 15000);
         }
     }
     unsigned before = atomic_load(&fdatasyncs);

@@ -10,6 +10,7 @@
  *   5 the books balance
  *   6 nothing is read that was never written, or was lost by an earlier recovery, or stands elsewhere
  *   8 an image of a power cut is never reported as corruption
+ *  11 a repeat of what is there is recognised, and receipts tell what became of each event
  *
  *   GW_POWER_RUNS=N GW_POWER_SEED=S    N runs from seed S on
  *   GW_POWER_LIE=1                     fdatasync lies: a control, the test must fail
@@ -28,7 +29,9 @@ enum { EVENTS_MAX = 4000, VERSIONS_MAX = 8, OPEN_MAX = 3, SINKS = 2, STEPS = 220
 
 typedef struct truth {
     uint64_t lsn, size;
+    unsigned device_id_bytes, body_bytes;
     bool claimed, committed, durable, lost, published[SINKS];
+    char receipt[GW_RECEIPT_BYTES_MAX];
 } truth;
 
 static struct run {
@@ -112,7 +115,13 @@ static void op_append(void)
         MUST(status == GW_FULL || gw_log_state(run.f.log) != GW_RUNNING, "append: status %d", status);
         return;
     }
-    run.truth[id] = (truth){.lsn = lsn, .size = record_size(3, body), .claimed = true, .committed = true};
+    run.truth[id] = (truth){.lsn = lsn,
+                            .size = record_size(3, body),
+                            .device_id_bytes = 3,
+                            .body_bytes = body,
+                            .claimed = true,
+                            .committed = true};
+    gw_log_receipt(run.f.log, lsn, run.truth[id].receipt);
     run.events++;
 }
 
@@ -135,15 +144,19 @@ static void op_close(unsigned i, bool alive)
     if (!run.is_open[i])
         return;
     halted *h = &run.open[i];
-    uint64_t id = h->sample.event.seq, size = record_size(0, h->sample.event.body_bytes);
+    unsigned body_bytes = h->sample.event.body_bytes;
+    uint64_t id = h->sample.event.seq, size = record_size(0, body_bytes);
     run.is_open[i] = false;
     if (!alive) {
         halted_kill(h, true);
         return;
     }
     gw_status status = halted_finish(h);
-    if (status == GW_OK)
-        run.truth[id] = (truth){.lsn = h->lsn, .size = size, .claimed = true, .committed = true};
+    if (status == GW_OK) {
+        run.truth[id] =
+            (truth){.lsn = h->lsn, .size = size, .body_bytes = body_bytes, .claimed = true, .committed = true};
+        gw_log_receipt(run.f.log, h->lsn, run.truth[id].receipt);
+    }
 }
 
 static void op_publish(void)
@@ -329,6 +342,44 @@ static void verify(bool kill)
     }
 }
 
+static void verify_receipts(void)
+{
+    gw_log *log = run.f.log;
+    uint64_t least = gw_log_least_cursor(log), tail = gw_log_tail(log);
+    for (unsigned i = 0; i < run.events; i++) {
+        const truth *t = &run.truth[i];
+        if (!t->committed || !t->receipt[0])
+            continue;
+        uint64_t lsn;
+        enum gw_receipt_state state = gw_log_receipt_state(log, t->receipt, strlen(t->receipt), &lsn);
+        bool lapped = tail > t->lsn + CAPACITY, ok;
+        if (t->lost)
+            ok = state == GW_RECEIPT_LOST || ((lapped || t->lsn < least) && state == GW_RECEIPT_UNKNOWN);
+        else if (lapped)
+            ok = state == GW_RECEIPT_FINISHED || state == GW_RECEIPT_UNKNOWN;
+        else if (t->lsn < least)
+            ok = state == GW_RECEIPT_DELIVERED || state == GW_RECEIPT_FINISHED || state == GW_RECEIPT_UNKNOWN;
+        else
+            ok = state == GW_RECEIPT_DURABLE; /* recovery has synced it */
+        MUST(ok, "the receipt of event %u at %llu says %d (lost %d, lapped %d, least cursor %llu)", i,
+             (unsigned long long)t->lsn, (int)state, t->lost, lapped, (unsigned long long)least);
+    }
+}
+
+/* Of the events whose number gives them a key; those below the cursors may have been torn since they were published. */
+static void verify_repeats(void)
+{
+    uint64_t least = gw_log_least_cursor(run.f.log), lsn;
+    for (unsigned i = 0; i < run.events; i++) {
+        const truth *t = &run.truth[i];
+        if ((i & 2) && t->committed && !t->lost && t->lsn >= least && t->size < 20000) {
+            gw_status status = put(run.producer, i, t->device_id_bytes, t->body_bytes, &lsn);
+            MUST(status == GW_DUPLICATE && lsn == t->lsn, "a repeat of event %u at %llu gets status %d", i,
+                 (unsigned long long)t->lsn, (int)status);
+        }
+    }
+}
+
 static void cut(void)
 {
     uint8_t *now = image_of(&run.f), *image = malloc(FILE_BYTES);
@@ -378,7 +429,9 @@ static void op_crash(bool kill)
     }
     run.mode = RUNNING;
     verify(kill);
+    verify_receipts();
     run.producer = producer_of(run.f.log);
+    verify_repeats();
 }
 
 static void one_run(uint64_t seed, bool lies)
