@@ -28,7 +28,7 @@
  *   | marker | crc32c | epoch  | size   | received_at_ns | seq    | boot   | body  |id|fl|ki|sp| dead  | device_id,body
  *   +--------+--------+--------+--------+----------------+--------+--------+-------+--+--+--+--+-------+----
  *   marker = (lsn | kind) XOR mix(secret, epoch). CRC32C covers every byte from `epoch` to the body's end, `dead` taken
- *   as zero, then lsn; a PAD's covers its header from `epoch` on, then lsn, with another seed. Zero means never written.
+ *   as zero, then lsn; a PAD's covers its header from `epoch` on, then lsn, with another seed. Zero: never written.
  *   dead: a byte a sink, 0xde when that sink has set the record aside (a dead letter); the only bytes that change
  *   after the commit.
  *

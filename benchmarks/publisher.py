@@ -136,7 +136,7 @@ class _Delivery:
             config=self._config,
             recovered=process.Recovered(),
         )
-        child = process.spawn(DELIVERY, launch)
+        child = process.spawn(DELIVERY, launch).process
         try:
             return _wait_published(self._log, child, len(bodies))
         finally:

@@ -43,7 +43,9 @@ examples:
 """
 
 _SERVE: Final = """\
-Run the gateway until SIGTERM or Ctrl-C, which drain it.
+Run the gateway until SIGTERM or Ctrl-C, which drain it. SIGHUP replaces its processes one by one,
+without a failed request and with the settings of the start: certificate files are read again, the
+configuration is not.
 
 examples:
   gateway serve --set mqtt.url=embedded

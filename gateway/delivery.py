@@ -133,6 +133,7 @@ class Delivery:
 
     def _on_status(self, status: LinkStatus) -> None:
         if status.state == "held" and (lsn := self._publisher.window.look().corrupt_lsn):
+            process.tell_failed(f"a record that was accepted is damaged at lsn {lsn}")
             _logger.critical("the log is damaged at lsn %d; recovery has to look at it", lsn)
             self._log.state = _log.FAILED
             self._finish(Exit.LOG_FAILED)
@@ -142,7 +143,8 @@ class Delivery:
     def _commit(self) -> None:
         try:
             self._log.run_committer(self._config.log.commit_interval_ms)
-        except BaseException:
+        except BaseException as error:
+            process.tell_failed(error)
             _logger.critical("the log could not be synced; nothing more is accepted", exc_info=True)
             self._loop.call_soon_threadsafe(self._finish, Exit.LOG_FAILED)
 
@@ -181,7 +183,8 @@ def main() -> None:
             log.counter_set(_log.BLOCK_DELIVERY, _log.COUNTERS[gauge], 0)
         try:
             log.takeover()
-        except _log.LogError:
+        except _log.LogError as error:
+            process.tell_failed(error)
             _logger.critical("the log cannot be taken over: an earlier write failed", exc_info=True)
             code = Exit.LOG_FAILED
         else:

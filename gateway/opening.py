@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from gateway import _log
+from gateway import _log, listeners
 from gateway.config import Config
 from gateway.errors import ConfigError, Exit, GatewayError, PortBusy
 from gateway.metrics import SINK
 
 LOCK_WAIT_S: Final = 5.0
-BACKLOG: Final = 4096
+BACKLOG: Final = listeners.BACKLOG
 MIB: Final = 1 << 20
 
 _logger: Final = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def open_log(config: Config) -> Opened:
         lock_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise LogUnusable(
-            f"{error.filename or path}: {error.strerror}{_next_step(error)}"
+            f"{error.filename or path}: {error.strerror}{_next_step(error.errno)}"
         ) from None
     try:
         log = _open(path, lock_fd)
@@ -87,16 +87,34 @@ def open_log(config: Config) -> Opened:
             path,
             log.capacity_bytes,
         )
+    log.set_water(
+        int(log.capacity_bytes * config.log.high_water),
+        int(log.capacity_bytes * config.log.low_water),
+    )
     _report(path, log)
     return Opened(log, lock_fd, folder_fd)
 
 
-def _next_step(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "; free some space, or choose a smaller log.capacity_bytes"
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return "; log.directory must be a folder"
-    return "; it is in log.directory: name a folder that this user can write to"
+def _next_step(number: int | None) -> str:
+    """What to do about an errno, for the end of a message."""
+    match number:
+        case None:
+            return ""
+        case errno.ENOSPC | errno.EDQUOT:
+            return "; free some space, or choose a smaller log.capacity_bytes"
+        case errno.EEXIST | errno.ENOTDIR:
+            return "; log.directory must be a folder"
+        case errno.EMFILE | errno.ENFILE:
+            return "; raise the limit of open files (ulimit -n)"
+        case errno.ENOMEM | errno.EAGAIN:
+            return "; free some memory, or choose a smaller log.capacity_bytes"
+        case errno.EIO | errno.ENXIO | errno.ENODEV | errno.EUCLEAN:
+            return (
+                "; the disk fails (dmesg | tail, smartctl -a): another start does not help before"
+                " it is mended. Copy log.directory away first: what was durable is in there"
+            )
+        case _:
+            return "; it is in log.directory: name a folder that this user can write to"
 
 
 def _create(path: Path, capacity_bytes: int) -> None:
@@ -168,7 +186,7 @@ def _open(path: Path, lock_fd: int) -> _log.Log:
         except _log.NotALog:
             raise
         except _log.LogError as error:
-            raise LogUnusable(str(error)) from None
+            raise LogUnusable(f"{error}{_next_step(error.errno)}") from None
 
 
 def _set_aside(path: Path, damage: _log.LogCorrupt) -> None:
@@ -256,12 +274,8 @@ def _report(path: Path, log: _log.Log) -> None:
 
 
 def bind(config: Config) -> list[socket.socket]:
-    """One socket a worker, bound and not listening yet.
-
-    SO_REUSEPORT spreads connections over the workers by a hash of their addresses; one shared
-    socket gave the first worker 64 of 64 (docs/front-doors.md). The supervisor keeps each socket
-    open, so that connections queued for a dead worker are served by its successor, not reset. A
-    first bind without SO_REUSEPORT finds a port that is taken, by another gateway too."""
+    """One socket a worker, bound and not listening yet. A first bind without SO_REUSEPORT finds a
+    port that is taken, by another gateway too."""
     host, port = config.http.host, config.http.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -271,14 +285,7 @@ def bind(config: Config) -> list[socket.socket]:
         raise ConfigError(f"http.host: {host} is no name: a label is empty or too long") from None
     family, _, _, _, address = found[0]
     _probe(family, address, host, port, "http.port")
-    sockets = []
-    for _ in range(config.http.workers):
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind(address)
-        sockets.append(listener)
+    sockets = [listeners.bound(family, address) for _ in range(config.http.workers)]
     broker = config.mqtt.broker
     if broker is not None and broker.embedded:
         port = config.mqtt.embedded_port

@@ -6,6 +6,7 @@
 Without `mqtt.url` the broker is a port on which nobody listens: events stay in the log. Signals go
 to pids that are this gateway's own, never to names."""
 
+import asyncio
 import atexit
 import http.client
 import json
@@ -14,11 +15,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from tests import brokers
 
 EVENT = b'{"metrics":{"temp_c":21.5}}'
 ROOT = Path(__file__).resolve().parent.parent
@@ -227,3 +231,49 @@ def cpu_s(pid: int) -> float:
     """CPU seconds that a process has used."""
     fields = stat_fields(pid)
     return 0.0 if fields is None else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Valve:
+    """A broker in a thread that acknowledges as many events as it is told to.
+
+    with Valve() as broker: ... broker.port ... broker.allowed += 1"""
+
+    def __init__(self) -> None:
+        self.allowed = self.acked = self.received = 0
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._end = asyncio.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Valve":
+        self._thread.start()
+        wait_for(lambda: self.port)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        async with brokers.ScriptedBroker(self._play) as broker:
+            self.port = broker.port
+            await self._end.wait()
+
+    async def _play(self, peer: brokers.Peer) -> None:
+        await peer.accept()
+        while True:
+            first, body = await peer.packet()
+            if first >> 4 == brokers.PINGREQ:
+                peer.send(brokers.packet(brokers.PINGRESP << 4, b""))
+            elif first >> 4 != brokers.PUBLISH:
+                return
+            else:
+                self.received += 1
+                while self.acked >= self.allowed:
+                    await asyncio.sleep(0.005)
+                peer.send(brokers.puback(brokers.read_publish(first, body).id))
+                self.acked += 1

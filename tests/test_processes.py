@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from gateway import children
 from gateway.errors import Exit
 from tests.gateway_process import (
     EVENT,
     ROOT,
     GatewayProcess,
+    Valve,
     cpu_s,
     free_port,
     is_alive,
@@ -500,6 +503,180 @@ def test_sync_that_fails_ends_the_gateway_and_no_2xx_follows(tmp_path: Path) -> 
         assert "start the gateway again" in gateway.output()
         gateway.start()
         assert gateway.post() == 202
+
+
+# ---- a delivery process that hangs ---------------------------------------------------------------
+
+
+class FakeLog:
+    """Two words that a test counts."""
+
+    def __init__(self) -> None:
+        self.words = {children._log.COUNTERS[name]: 7 for name in ("beat_follower", "beat_loop")}
+
+    def counter(self, block: int, index: int) -> int:
+        assert block == children._log.BLOCK_DELIVERY
+        return self.words[index]
+
+
+@pytest.mark.parametrize("dead", ["beat_follower", "beat_loop"])
+def test_one_word_that_stands_still_is_a_hang(dead: str) -> None:
+    log = FakeLog()
+    pulse = children.Pulse(log)  # type: ignore[arg-type]
+    for _ in range(20):
+        for name in ("beat_follower", "beat_loop"):
+            log.words[children._log.COUNTERS[name]] += 1
+        assert not pulse.tick(0.5)
+    (lives,) = {"beat_follower", "beat_loop"} - {dead}
+    ticks = 0
+    hung = False
+    while not hung:
+        log.words[children._log.COUNTERS[lives]] += 1
+        hung = pulse.tick(0.5)
+        ticks += 1
+    assert ticks == 10
+
+
+def test_a_process_that_has_not_beaten_yet_has_a_minute() -> None:
+    pulse = children.Pulse(FakeLog())  # type: ignore[arg-type]
+    ticks = next(n for n in range(1, 1000) if pulse.tick(0.5))
+    assert ticks == 120
+
+
+def is_published(gateway: GatewayProcess, count: int) -> bool:
+    return gateway.metric("gateway_events_published_total") >= count
+
+
+def test_stopped_delivery_process_is_replaced(gateway: GatewayProcess) -> None:
+    hung = gateway.children()["delivery"][0]
+    time.sleep(0.6)  # it has beaten
+    os.kill(hung, signal.SIGSTOP)
+    assert gateway.post() == 202
+    wait_for(lambda: hung not in gateway.child_pids() and all_up(gateway), 8)
+    wait_for(lambda: is_published(gateway, 1), 3)
+    assert f"delivery (process {hung}) has made no progress for 5 s" in gateway.output()
+    assert gateway.metric('gateway_process_restarts_total{process="delivery"}') == 1
+
+
+def package(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
+    """A copy of the package with texts replaced."""
+    left_out = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "gateway", folder / "gateway", ignore=left_out)
+    for name, (old, new) in changes.items():
+        path = folder / "gateway" / name
+        text = path.read_text()
+        assert text.count(old) == 1, f"{name}: {old}"
+        path.write_text(text.replace(old, new))
+    return folder
+
+
+HANGS = """
+def _hang(self):
+    if os.path.exists("hang"):
+        os.unlink("hang")
+        time.sleep(3600)
+    beat(self)
+
+beat, Delivery._beat = Delivery._beat, _hang
+
+if __name__ == "__main__":"""
+
+
+def test_delivery_process_whose_event_loop_hangs_is_replaced(tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path / "run", {"mqtt.url": "embedded"})
+    gateway.root = package(tmp_path, {"delivery.py": ('\nif __name__ == "__main__":', HANGS)})
+    with gateway:
+        hung = wait_for(lambda: gateway.children()["delivery"])[0]
+        time.sleep(1.2)  # it has beaten
+        (tmp_path / "hang").touch()
+        wait_for(lambda: not (tmp_path / "hang").exists(), 3)
+        assert gateway.post() == 202
+        wait_for(lambda: hung not in gateway.child_pids() and all_up(gateway, 1), 8)
+        wait_for(lambda: is_published(gateway, 1), 3)
+
+
+SHORT = ("HUNG_S: Final = 5.0", "HUNG_S: Final = 2.5")
+
+
+def pause(gateway: GatewayProcess, pids: list[int]) -> None:
+    """Longer than a hang may last."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3.3)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(1.2)  # to look around
+
+
+def test_what_was_paused_does_not_hang(tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path / "run", {"mqtt.url": "embedded"})
+    gateway.root = package(tmp_path, {"children.py": SHORT})
+    with gateway:
+        wait_for(lambda: all_up(gateway, 1))
+        time.sleep(1.5)  # it has beaten
+        before = gateway.child_pids()
+        pause(gateway, [gateway.pid])
+        pause(gateway, [gateway.pid, *before])
+        assert gateway.child_pids() == before
+        assert "no progress" not in gateway.output()
+        assert gateway.post() == 202
+        wait_for(lambda: is_published(gateway, 1), 3)
+
+
+def test_control_a_clock_instead_of_ticks_kills_what_was_paused(tmp_path: Path) -> None:
+    clock = ("elapsed_s = min(now - self._looked_s, TICK_S)", "elapsed_s = now - self._looked_s")
+    gateway = GatewayProcess(tmp_path / "run", {"mqtt.url": "embedded"})
+    gateway.root = package(tmp_path, {"children.py": SHORT, "supervisor.py": clock})
+    with gateway:
+        wait_for(lambda: all_up(gateway, 1))
+        time.sleep(1.5)  # it has beaten
+        everyone = [gateway.pid, *gateway.child_pids()]
+        for pid in everyone:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(gateway.pid, signal.SIGCONT)
+        wait_for(lambda: "no progress" in gateway.output(), 2)
+
+
+# ---- water marks ---------------------------------------------------------------------------------
+
+
+def test_full_is_said_from_the_high_mark_until_the_low_mark(tmp_path: Path) -> None:
+    with Valve() as broker:
+        settings = {
+            "mqtt.url": f"mqtt://127.0.0.1:{broker.port}",
+            "mqtt.puback_timeout_ms": 60_000,
+            "log.high_water": 0.5,
+            "log.low_water": 0.25,
+            "log.commit_interval_ms": 10,
+            "http.drain_deadline_ms": 0,
+        }
+        with GatewayProcess(tmp_path, settings) as gateway:
+            body = b'{"metrics":{},"payload":"%s"}' % (b"x" * 10_000)
+            capacity = gateway.health()["log"]["capacity_bytes"]
+
+            def used() -> float:
+                return float(gateway.health()["log"]["used_bytes"] / capacity)
+
+            accepted = 0
+            while gateway.post(body=body) == 202:
+                accepted += 1
+            assert 0.5 - 0.02 < used() <= 0.5 + 0.02
+            while used() > 0.30:
+                broker.allowed += 1
+                wait_for(lambda: broker.acked == broker.allowed, 5)
+                assert gateway.post(body=body) == 503, used()
+            while (status := gateway.post(body=body)) == 503 and used() > 0.1:
+                broker.allowed += 1
+                wait_for(lambda: broker.acked == broker.allowed, 5)
+                time.sleep(0.03)  # a sync: reclaim follows
+            assert status == 202
+            assert 0.2 < used() < 0.27
+            more = 0
+            while gateway.post(body=body) == 202:
+                more += 1
+            assert more > accepted // 3, "a stretch, not one event"
+            broker.allowed = 1 << 30
 
 
 def test_load_is_spread_over_the_workers(gateway: GatewayProcess) -> None:

@@ -25,8 +25,8 @@ C += sorted(path for path in (ROOT / "tests" / "native").rglob("*") if path.suff
 LAYERS = {
     "native": ["_log", "_validator", "_mqtt"],
     "words": ["errors", "logs", "settings", "config", "http", "mqtt", "process", "metrics"],
-    "work": ["log_tools", "opening", "mqtt_link", "publisher", "embedded_broker"],
-    "assembly": ["worker", "delivery", "supervisor"],
+    "work": ["log_tools", "listeners", "opening", "mqtt_link", "publisher", "embedded_broker"],
+    "assembly": ["worker", "delivery", "children", "rolling", "supervisor"],
     "doors": ["frontends.granian", "demo", "__main__"],
 }
 ORDER = ["", "frontends", *(name for names in LAYERS.values() for name in names)]

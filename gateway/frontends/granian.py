@@ -35,7 +35,7 @@ import granian
 from granian.http import HTTP1Settings
 
 from gateway import http, opening, process, worker
-from gateway._log import now_ns
+from gateway._log import RUNNING, LogError, now_ns
 from gateway.errors import Exit, GatewayError
 from gateway.http import ACCEPTED, INGEST, Answer, device_id_at
 from gateway.worker import App
@@ -77,6 +77,22 @@ class _Scheduler(_granian.CallbackScheduler):  # type: ignore[misc]
 
     def __init__(self, *_: object) -> None:
         super().__init__()
+
+
+class _Closing:
+    """A request's protocol in a worker that retires: its answer closes the connection."""
+
+    def __init__(self, proto: Any) -> None:
+        self._proto = proto
+
+    def __call__(self) -> Any:
+        return self._proto()
+
+    def __aiter__(self) -> Any:
+        return self._proto.__aiter__()
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self._proto.response_bytes(*http.closing(Answer(status, headers, body)))
 
 
 class _Drain:
@@ -130,6 +146,7 @@ class Door:
         self._drains: set[_Drain] = set()
         self._sweeping = False
         self._told_to_end = False
+        self._retiring = False
         self._ended = False
         self._wake_fd, self._waker_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -138,7 +155,7 @@ class Door:
     def schedule(self, watcher: Any) -> None:
         """A request's head is here. Must not raise: Granian would not clear the exception."""
         started_ns = now_ns()
-        proto = watcher.proto
+        proto = _Closing(watcher.proto) if self._retiring else watcher.proto
         try:
             scope = watcher.scope
             path = scope.path
@@ -159,6 +176,8 @@ class Door:
         if entry is None:
             return  # past its deadline, and answered
         proto, device_id, started_ns, answer = entry
+        if self._retiring:
+            proto = _Closing(proto)
         try:
             try:
                 body = future.result()
@@ -224,22 +243,40 @@ class Door:
     # ---- main thread -----------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Answer requests until SIGTERM; then refuse what is pending, end connections, return."""
+        """Answer requests until SIGTERM; then refuse what is pending, end connections, return.
+
+        SIGUSR1 retires the worker: each answer closes its connection, and what SIGTERM finds
+        pending is answered, not refused: a successor takes new requests, and the log goes on."""
         signal.signal(signal.SIGTERM, self._tell_to_end)
+        signal.signal(signal.SIGUSR1, self._retire)
         signal.set_wakeup_fd(self._waker_fd, warn_on_full_buffer=False)
         process.can_end()
         end = _granian.WorkerSignal()
         end.add_cb(self._has_ended)
         self._start(end)
+        process.tell(process.READY)
         while not self._told_to_end:
             self._wait(self._tick_s if self._sweeping else None)
             self._sweep()
-        self._app.draining = True
+        self._app.draining = not self._is_replaced()
         end.set()
-        until = time.monotonic() + worker.GRACE_S
+        grace_s = worker.GRACE_S
+        until = time.monotonic() + grace_s
         while not self._ended and (left := until - time.monotonic()) > 0:
-            self._refuse_pending()  # the log takes nothing more: to wait for bodies is in vain
+            if not self._is_replaced():
+                self._refuse_pending()  # the log takes nothing more: to wait is in vain
+            elif self._unanswered():
+                until = time.monotonic() + grace_s  # each of them has a deadline of its own
+                self._sweep()
             self._wait(min(left, 0.05))
+
+    def _is_replaced(self) -> bool:
+        """A successor serves, and the gateway goes on."""
+        return self._retiring and self._app.log.state == RUNNING
+
+    def _unanswered(self) -> bool:
+        """Requests whose answer is still to come."""
+        return bool(self._pending)
 
     def _start(self, end: Any) -> None:
         limit = process.raise_descriptor_limit()
@@ -325,6 +362,9 @@ class Door:
     def _tell_to_end(self, *_: object) -> None:
         self._told_to_end = True
 
+    def _retire(self, *_: object) -> None:
+        self._retiring = True
+
     def _has_ended(self) -> None:
         self._ended = True
         self._wake()
@@ -355,10 +395,13 @@ def main() -> None:
     logging.getLogger("_granian").setLevel(logging.WARNING)
     try:
         _check_granian()
+        app = worker.build(launch)
     except GatewayError as error:
         logging.getLogger(__name__).critical("%s", error)
         sys.exit(Exit.USAGE)
-    app = worker.build(launch)
+    except LogError as error:  # no memory or descriptor for it: perhaps for a moment
+        logging.getLogger(__name__).critical("cannot attach to the log: %s", error)
+        sys.exit(Exit.ERROR)
     Door(app, launch.listen_fd).serve()
     app.close()
     sys.stderr.flush()
