@@ -206,6 +206,13 @@ void gw_log_set_water(gw_log *log, uint64_t high, uint64_t low)
     atomic_store_explicit(&shared->low_water, low, memory_order_relaxed);
 }
 
+bool gw_log_is_full(const gw_log *log)
+{
+    /* only a producer takes the flag back, and none may come */
+    return atomic_load_explicit(&log->shared->shedding, memory_order_relaxed) &&
+           gw_log_used(log) > atomic_load_explicit(&log->shared->low_water, memory_order_relaxed);
+}
+
 enum gw_state gw_log_state(const gw_log *log)
 {
     return (enum gw_state)atomic_load_explicit(&log->shared->state, memory_order_acquire);

@@ -188,6 +188,8 @@ gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint6
 /* Refuse above `high` used bytes (tail - reclaim), until fewer than `low` are used: full is said with hysteresis, so
  * that a log at its limit does not flip for each event. high = capacity: only when there is no room. */
 void gw_log_set_water(gw_log *log, uint64_t high, uint64_t low);
+/* Events are refused for want of room: the high mark was met, and the low one is not reached yet. */
+bool gw_log_is_full(const gw_log *log);
 /* Bytes that cannot be written over yet: tail - reclaim. */
 uint64_t gw_log_used(const gw_log *log);
 

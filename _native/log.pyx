@@ -116,6 +116,7 @@ cdef extern from "gw_log.h":
     gw_counter_block *gw_log_counters(gw_log *log, unsigned block) nogil
     int64_t gw_log_unexplained(const gw_log *log, unsigned sink) nogil
     uint64_t gw_log_used(const gw_log *log) nogil
+    c_bool gw_log_is_full(const gw_log *log) nogil
     uint64_t gw_log_least_cursor(const gw_log *log) nogil
     void gw_log_set_water(gw_log *log, uint64_t high, uint64_t low) nogil
     gw_status gw_log_oldest(const gw_log *log, gw_record *record) nogil
@@ -414,6 +415,10 @@ cdef class Log:
     @property
     def used(self):
         return gw_log_used(self.live())
+
+    @property
+    def full(self):
+        return bool(gw_log_is_full(self.live()))
 
     @property
     def least_cursor(self):

@@ -107,6 +107,8 @@ class Log:
     reclaim: int
     used: int
     """tail - reclaim: bytes that cannot be written over yet."""
+    full: bool
+    """Events are refused for want of room: the high mark was met, and the low one is not reached yet."""
     least_cursor: int
     state: int
     """RUNNING, DRAINING or FAILED; assigning moves it forward only."""

@@ -389,17 +389,21 @@ def example() -> str:
         '# Take the # away from a line to change it. Sizes in bytes may be text: "256 MiB".',
     ]
     for section, doc in SECTIONS.items():
-        lines += ["", "", f"# {doc}", f"[{section}]"]
+        lines += ["", "", *_comment(doc), f"[{section}]"]
         for setting in SETTINGS.values():
             if setting.section == section:
                 lines += ["", *_example_of(setting)]
     return "\n".join(lines) + "\n"
 
 
-def _example_of(setting: Setting) -> Iterator[str]:
-    yield from textwrap.wrap(
-        setting.doc, 96, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, 96, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
     )
+
+
+def _example_of(setting: Setting) -> Iterator[str]:
+    yield from _comment(setting.doc)
     if setting.choices or setting.kind in ("int", "number"):
         yield f"# Must be {setting.expected}."
     if setting.default_text:

@@ -155,8 +155,12 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
         "unsupported_media_type", 415, "send Content-Type: application/json (charset UTF-8 or none)"
     ),
     Refusal("unsupported_encoding", 415, "send the body without Content-Encoding"),
-    Refusal("ack_not_supported", 400, "this version can only acknowledge ack=enqueue"),
-    Refusal("unknown_ack", 400, "ack must be enqueue, durable or sink"),
+    Refusal(
+        "ack_not_supported",
+        400,
+        "nothing is durable here: log.directory is in memory (tmpfs); ask for enqueue or sink",
+    ),
+    Refusal("unknown_ack", 400, "ack must be enqueue, durable or sink, and one of them"),
     Refusal("seq_conflict", 409, "this device sent another body with the same boot and seq before"),
     Refusal(
         "batch_too_large",
@@ -178,7 +182,10 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
         "the log has failed and is being recovered; not accepted, send again after Retry-After",
     ),
     Refusal(
-        "accepted_pending", 504, "accepted, but not confirmed in time; send again with the same seq"
+        "accepted_pending",
+        504,
+        "accepted, but not confirmed in time; send it again with the same seq, or ask"
+        " /v1/receipts/ with X-Receipt",
     ),
     Refusal(
         "internal",

@@ -3,14 +3,20 @@
 Order of checks (docs/http.md): path and method, framing and size, media type and encoding, ack;
 then compiled code looks at the body. What a door does with the result:
 
-    request ── path, method ──┬─ a GET page ───────────────── Answer
+    request ── path, method ──┬─ a page, a receipt ────────── Answer
                               ├─ wrong ────────────────────── refusal(code)
-                              └─ ingest ── examine(headers) ─┬─ 0 ──── body, Ingest.event, answer
-                                                             └─ code ─ refusal(code)
+                              └─ ingest ── examine(headers) ─┬─ 0, ack ─ body, Ingest.event
+                                                             └─ code ─── refusal(code)
+    Ingest.event ─┬─ 0 ────── receipt_headers; enqueue: X_ACK, BODY at once; else gateway.waiting
+                  ├─ BUSY ─── gateway.waiting
+                  └─ code ─── refusal(code)
 
 A refusal before the body was read either reads the body first, so that the connection stays in
-step, or closes (`must_close`). Constants are built once: an accepted event costs no formatting."""
+step, or closes (`must_close`). Constants are built once: an accepted event formats its receipt and
+nothing else."""
 
+import functools
+import math
 import random
 import re
 from typing import Any, Final, NamedTuple, Protocol
@@ -40,12 +46,29 @@ class Answer(NamedTuple):
 
 
 INGEST: Final = "/v1/ingest/"
-RETRY_AFTER_MAX_S: Final = 5
-"""503 asks for a wait of 1 to this many seconds, drawn for each answer, so that a fleet does not
-come back at once."""
 FIELD_CHARACTERS_MAX: Final = 128
 """The name of an unknown field may be as long as a body; the answer shows its beginning."""
-ACCEPTED: Final = Answer(202, [TYPE_JSON, ("x-ack", "enqueue")], b'{"ack":"enqueue"}')
+
+ACKS: Final = ("enqueue", "durable", "sink")
+"""What an accepted event can be told, from weak to strong."""
+ENQUEUE: Final = 0
+DURABLE: Final = 1
+SINK: Final = 2
+X_ACK: Final = tuple(("x-ack", ack) for ack in ACKS)
+BODY: Final = tuple(b'{"ack":"%s"}' % ack.encode() for ack in ACKS)
+"""Of an accepted event, by what was reached."""
+LOG_USED_ABOVE: Final = 50
+"""Percent. When the log is fuller a 2xx says so, and clients can slow down first."""
+_X_LOG_USED: Final = tuple(("x-log-used", str(percent)) for percent in range(101))
+_X_DUPLICATE: Final = ("x-duplicate", "true")
+
+RETRY_SOON_S: Final = range(1, 6)
+"""Retry-After while the gateway ends or has failed: drawn for each answer, so that a fleet does not
+come back at once."""
+RETRY_FULL_MAX_S: Final = 60
+"""A full log asks for no longer wait than this, jitter not counted: the rate may change."""
+RETRY_NO_DRAIN_S: Final = 30
+"""A full log that does not drain, since the broker is away: nobody knows for how long."""
 
 BAD_REQUEST: Final = NUMBER["bad_request"]
 _INCOMPLETE: Final = "the connection ended before the body was whole"
@@ -63,6 +86,7 @@ UNKNOWN_ACK: Final = NUMBER["unknown_ack"]
 LOG_FULL: Final = NUMBER["log_full"]
 DRAINING: Final = NUMBER["draining"]
 FAILED: Final = NUMBER["failed"]
+ACCEPTED_PENDING: Final = NUMBER["accepted_pending"]
 INTERNAL: Final = NUMBER["internal"]
 
 _CLOSES: Final = frozenset(
@@ -89,9 +113,17 @@ def worded(code: int, message: str | None = None) -> Answer:
 
 
 _ANSWERS: Final = {code: worded(code) for code in range(1, len(REFUSALS))}
-_WAITS: Final = [("retry-after", str(seconds)) for seconds in range(1, RETRY_AFTER_MAX_S + 1)]
+
+
+def _with_waits(code: int, seconds: range) -> tuple[Answer, ...]:
+    answer = _ANSWERS[code]
+    return tuple(
+        answer._replace(headers=[*answer.headers, ("retry-after", str(wait))]) for wait in seconds
+    )
+
+
 _LATER: Final = {
-    code: [answer._replace(headers=[*answer.headers, wait]) for wait in _WAITS]
+    code: _with_waits(code, RETRY_SOON_S)
     for code, answer in _ANSWERS.items()
     if answer.status in (429, 503)
 }
@@ -110,6 +142,36 @@ def refusal(code: int, field: str | None = None, offset: int | None = None) -> A
     text = REFUSALS[code]
     message = text.message if offset is None else f"{text.message} (at byte {offset} of the body)"
     return answer._replace(body=text.body(field, message))
+
+
+@functools.lru_cache(RETRY_FULL_MAX_S)
+def full(wait_s: int) -> tuple[Answer, ...]:
+    """The answers to draw from while the log is full: `wait_s` seconds (1 to `RETRY_FULL_MAX_S`)
+    and up to half as much more, at least one."""
+    return _with_waits(LOG_FULL, range(wait_s, wait_s + max(1, wait_s // 2) + 1))
+
+
+def full_wait_s(excess_bytes: float, drain_bytes_per_s: int) -> int:
+    """Seconds until a full log takes events again: when it has drained by `excess_bytes`."""
+    if drain_bytes_per_s <= 0:
+        return RETRY_NO_DRAIN_S
+    return min(max(1, math.ceil(excess_bytes / drain_bytes_per_s)), RETRY_FULL_MAX_S)
+
+
+def receipt_headers(receipt: str, duplicate: bool, used_percent: int) -> list[tuple[str, str]]:
+    """The headers of an accepted event, all but X-Ack."""
+    headers = [TYPE_JSON, ("x-receipt", receipt)]
+    if duplicate:
+        headers.append(_X_DUPLICATE)
+    if used_percent > LOG_USED_ABOVE:
+        headers.append(_X_LOG_USED[min(used_percent, 100)])
+    return headers
+
+
+def set_aside(ack: int, state: str) -> bytes:
+    """The body for an event that asked for `sink` and was not delivered: what holds, and its
+    state."""
+    return b'{"ack":"%s","state":"%s"}' % (ACKS[ack].encode(), state.encode())
 
 
 def not_allowed(allow: str) -> Answer:
@@ -132,21 +194,35 @@ def route(path: str, method: str) -> int:
     return 0 if device_id_at(path, len(INGEST)) else BAD_DEVICE_ID
 
 
-def examine(headers: Headers, query: str, body_bytes_max: int) -> int:
-    """What is wrong with the head of a request to ingest: a code, or 0."""
+class Terms(NamedTuple):
+    """What a worker's settings say about the head of a request."""
+
+    body_bytes_max: int
+    ack: int
+    """What is told when nothing is asked for: an index of ACKS."""
+    durable: bool = True
+    """The log is on something that an fdatasync makes durable."""
+
+
+_GOOD: Final = tuple((0, ack) for ack in range(len(ACKS)))
+
+
+def examine(headers: Headers, query: str, terms: Terms) -> tuple[int, int]:
+    """What is wrong with the head of a request to ingest: a code, or 0; and the acknowledgement
+    that it asks for."""
     length = headers.get("content-length")
     if length is None or "transfer-encoding" in headers:
-        return LENGTH_REQUIRED
-    if len(length) > 19 or int(length) > body_bytes_max:
-        return BODY_TOO_LARGE
+        return LENGTH_REQUIRED, 0
+    if len(length) > 19 or int(length) > terms.body_bytes_max:
+        return BODY_TOO_LARGE, 0
     media_type = headers.get("content-type")
     if media_type != "application/json" and not is_json(media_type):
-        return UNSUPPORTED_MEDIA_TYPE
+        return UNSUPPORTED_MEDIA_TYPE, 0
     if "content-encoding" in headers and not is_identity(headers):
-        return UNSUPPORTED_ENCODING
+        return UNSUPPORTED_ENCODING, 0
     if query or "x-ack" in headers:
-        return examine_ack(headers, query)
-    return 0
+        return examine_ack(headers, query, terms)
+    return _GOOD[terms.ack]
 
 
 def is_json(media_type: str | None) -> bool:
@@ -172,19 +248,21 @@ def is_identity(headers: Headers) -> bool:
     return bool(values) and all(value.strip().lower() == "identity" for value in values)
 
 
-def examine_ack(headers: Headers, query: str) -> int:
-    """Which acknowledgement was asked for: the query's `ack` wins over the header X-Ack."""
-    asked = []
+def examine_ack(headers: Headers, query: str, terms: Terms) -> tuple[int, int]:
+    """Which acknowledgement is asked for: the query's `ack` wins over the header X-Ack, and that
+    over the settings."""
+    asked = set()
     for part in query.split("&"):
         key, _, value = part.partition("=")
         if unquote_plus(key) == "ack":
-            asked.append(unquote_plus(value))
+            asked.add(unquote_plus(value))
     if not asked and "x-ack" in headers:
-        asked = [value.strip() for value in headers.get_all("x-ack")] or [""]
-    code = 0
-    for value in asked:
-        if value in ("durable", "sink"):
-            code = code or ACK_NOT_SUPPORTED
-        elif value != "enqueue":
-            return UNKNOWN_ACK
-    return code
+        asked = {value.strip() for value in headers.get_all("x-ack")} or {""}
+    if not asked:
+        return _GOOD[terms.ack]
+    value = asked.pop()
+    if asked or value not in ACKS:
+        return UNKNOWN_ACK, 0
+    if value == "durable" and not terms.durable:
+        return ACK_NOT_SUPPORTED, 0
+    return _GOOD[ACKS.index(value)]

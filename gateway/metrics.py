@@ -29,6 +29,15 @@ FRESH_S: Final = 0.1
 """A page this old is still shown."""
 PAGES_MAX: Final = 4
 """Pages, one an Accept, that are kept so long."""
+PADS_MAX: Final = 100
+"""Filled holes in a row that are stepped over for a gauge."""
+ACKS: Final = {
+    "durable": "acks_durable",
+    "sink": "acks_sink",
+    "pending": "acks_late",
+    "dead_lettered": "acks_dead",
+}
+"""How a wait for more than `enqueue` can end, and its counter."""
 STATES: Final = {_log.RUNNING: "running", _log.DRAINING: "draining", _log.FAILED: "failed"}
 _COUNTED: Final = "Counted since the gateway was started."
 _BOUNDS: Final = [*(repr(bound / 1e9) for bound in _log.HISTOGRAM_BOUNDS_NS), "+Inf"]
@@ -57,6 +66,28 @@ def books(log: _log.Log) -> Books:
         accepted - cursor.ordinal,
         log.unexplained(sink),
     )
+
+
+def sync_running_s(log: _log.Log) -> float:
+    """How long the fdatasync that runs now has been running; 0 when none runs."""
+    since_ns = log.counter(_log.BLOCK_DELIVERY, _log.COUNTERS["sync_since_ns"])
+    return max(0, _log.now_ns() - since_ns) / 1e9 if since_ns else 0.0
+
+
+def oldest_unpublished_s(log: _log.Log) -> float:
+    """Seconds since the receipt of the event that is to be published next; 0 when there is none."""
+    lsn = log.cursor(log.sink(SINK)).lsn
+    for _ in range(PADS_MAX):
+        try:
+            record = log.read(lsn)
+        except _log.LogError:  # published, and written over meanwhile: the log is busy, not behind
+            return 0.0
+        if record is None:
+            return 0.0
+        if record.kind == _log.DATA:
+            return max(0.0, time.time() - record.received_at_ns / 1e9)
+        lsn += record.size
+    return 0.0
 
 
 class LogCollector(Collector):
@@ -89,9 +120,16 @@ class LogCollector(Collector):
             " crashes. While the delivery process is away it stands still, and catches up.",
             now.accepted,
         )
+        yield _counter(
+            "gateway_events_duplicates",
+            "Repeats of an event that is in the log already: answered as accepted, and not"
+            f" accepted again. {_COUNTED}",
+            self._total("duplicates"),
+        )
         refused = CounterMetricFamily(
             "gateway_events_refused",
-            f"Requests refused, by the code of the answer. {_COUNTED}",
+            "Requests refused, by the code of the answer. Those whose body arrived are also in"
+            f" received = accepted + duplicates + refused. {_COUNTED}",
             labels=["code"],
         )
         for number, code in enumerate(_log.CODES):
@@ -122,6 +160,34 @@ class LogCollector(Collector):
             now.unexplained,
         )
 
+        yield GaugeMetricFamily(
+            "gateway_oldest_unpublished_seconds",
+            "Time since the receipt of the event that is to be published next; 0 when there is"
+            " none.",
+            oldest_unpublished_s(self._log),
+        )
+        yield from self._window()
+        yield GaugeMetricFamily(
+            "gateway_dead_letter_bytes",
+            "Bytes of the dead-letter files.",
+            self._total("dead_letter_bytes"),
+        )
+
+    def _window(self) -> Iterable[Metric]:
+        oldest = self._log.oldest
+        yield GaugeMetricFamily(
+            "gateway_dedupe_window_seconds",
+            "Age of the oldest event in the log's ring: how far back a repeat is recognised. Keep"
+            " it above the longest time after which a device sends again; 0 when the log is"
+            " empty.",
+            max(0.0, time.time() - oldest[1] / 1e9) if oldest else 0.0,
+        )
+        yield GaugeMetricFamily(
+            "gateway_dedupe_window_bytes",
+            "Bytes of the ring in which a repeat is recognised; at most its capacity.",
+            max(0, self._log.tail - oldest[0]) if oldest else 0,
+        )
+
     def _requests(self) -> Iterable[Metric]:
         handled = sum(self._total("request_ns", offset) for offset in range(len(_BOUNDS)))
         yield _counter(
@@ -144,6 +210,21 @@ class LogCollector(Collector):
             "gateway_receipt_to_puback_seconds",
             f"From the receipt of an event to the broker's acknowledgement. {_COUNTED}",
             "puback_ns",
+        )
+        acks = CounterMetricFamily(
+            "gateway_acks",
+            "Requests that asked for durable or sink, by how the wait ended: pending is 504, the"
+            f" event stays in the log. {_COUNTED}",
+            labels=["ack"],
+        )
+        for ack, counter in ACKS.items():
+            acks.add_metric([ack], self._total(counter))
+        yield acks
+        yield self._histogram(
+            "gateway_ack_seconds",
+            "From the start of a request's handling to its answer, of those that asked for durable"
+            f" or sink and were answered in time. {_COUNTED}",
+            "ack_ns",
         )
 
     def _log_file(self) -> Iterable[Metric]:
@@ -188,6 +269,16 @@ class LogCollector(Collector):
             "gateway_log_sync_seconds",
             f"Time spent in them. {_COUNTED}",
             self._total("sync_ns") / 1e9,
+        )
+        yield GaugeMetricFamily(
+            "gateway_log_sync_running_seconds",
+            "How long the fdatasync that runs now has been running; 0 when none runs.",
+            sync_running_s(log),
+        )
+        yield GaugeMetricFamily(
+            "gateway_log_drain_bytes_per_second",
+            "How fast the log empties, smoothed; the Retry-After of a full log comes from it.",
+            self._total("drain_bytes_per_s"),
         )
         yield _counter(
             "gateway_log_pads",
@@ -253,6 +344,11 @@ class LogCollector(Collector):
         for process in ("worker", "delivery"):
             restarts.add_metric([process], self._total(f"restarts_{process}"))
         yield restarts
+        yield _counter(
+            "gateway_delivery_killed_hung",
+            f"Delivery processes that made no progress and were killed. {_COUNTED}",
+            self._total("killed_hung"),
+        )
         info = GaugeMetricFamily(
             "gateway_build_info", "1; the label says which version runs.", labels=["version"]
         )

@@ -5,28 +5,36 @@ A door (gateway/frontends/*) owns sockets, threads and requests; it asks here fo
 pages:
 
     door ── device id, body ──▶ App.ingest.event (compiled: validate, claim, copy, commit)
-         ── code ─────────────▶ App.refuse     count and say why
-         ── path ─────────────▶ App.pages      /readyz /healthz /metrics
+         ── code ─────────────▶ App.refuse, App.refused   say why (and count)
+         ── accepted ─────────▶ App.waiting   who asked for more than `enqueue`
+         ── path ─────────────▶ App.page      /readyz /healthz /metrics /v1/receipts/...
 
 There is no `gateway/ingest.py` between: `gateway._log.Ingest` already takes a device id and a body
 and returns a verdict, and knows no HTTP.
 
-Nothing here waits. All methods are called by one thread at a time, the door's.
+Nothing here waits but `gateway.waiting`'s own thread. That thread, the door's and the main thread
+call `refused` and `refuse`; the rest is the door's. The GIL keeps them apart.
 """
 
+import ctypes
 import logging
 import os
+import random
+import re
+import sys
+import time
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from gateway import _log, http, metrics
-from gateway.errors import REFUSALS
+from gateway.errors import REFUSALS, ConfigError
 from gateway.http import Answer
 from gateway.logs import Seldom
 from gateway.process import Launch, mqtt_status_path
 from gateway.settings import RECORD_OVERHEAD_BYTES
+from gateway.waiting import Waiting
 
 _logger: Final = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
@@ -35,10 +43,23 @@ _NO_STORE: Final = ("cache-control", "no-store")
 PAGES: Final = _log.COUNTERS["requests"]
 """Requests that are not events; those are counted by `Ingest`, so an event costs no second
 counter."""
-LINK_UP: Final = ("connected", "held", "draining")
+_HUNG: Final = _log.COUNTERS["killed_hung"]
+_UNKNOWN_RECEIPT: Final = "not a receipt of this log, or of a log that was replaced"
+LINK_UP: Final = ("connected", "held", "dead_letters_full", "draining")
 """States of the publisher that only a connection has."""
 FULL_INTERVAL_S: Final = 60.0
 """A full log is said again after this."""
+FULL_FRESH_S: Final = 0.1
+"""Retry-After of a full log is computed so seldom: a flood of refusals must stay cheap."""
+SYNC_SLOW_S: Final = 1.0
+"""An fdatasync that runs longer is said in /healthz."""
+HUNG_RECENT_S: Final = 600.0
+"""So long /healthz says that a delivery process hung and was killed."""
+RECEIPTS: Final = "/v1/receipts/"
+RECEIPT_SHOWN_MAX: Final = 128
+_is_receipt: Final = re.compile(r"[0-9A-Za-z-]{1,128}").fullmatch
+_IN_MEMORY: Final = {0x01021994: "tmpfs", 0x858458F6: "ramfs"}
+"""statfs(2), f_type."""
 GRACE_S: Final = 1.5
 """After the last answer a door waits at most this long for slow readers before the process ends."""
 
@@ -51,6 +72,24 @@ class App:
         self.config: Final = launch.config
         self.block: Final = launch.index
         self.ingest = _log.Ingest(log, launch.index)
+        limits = launch.config.http
+        memory = in_memory(launch.lock_fd)
+        if memory and limits.ack == "durable":
+            raise ConfigError(
+                f"http.ack: nothing is durable on {memory}, where log.directory ="
+                f" {launch.config.log.directory} is; use enqueue or sink, or move the log to a disk"
+            )
+        self.terms: Final = http.Terms(
+            limits.body_bytes_max, http.ACKS.index(limits.ack), memory is None
+        )
+        self.waiting: Final = Waiting(
+            log,
+            launch.index,
+            limits.durable_deadline_ms,
+            limits.sink_deadline_ms,
+            self.refused,
+            self.refuse,
+        )
         self.draining = False
         """Set by the door when its process is told to end: /readyz says so even before the log's
         state does."""
@@ -58,7 +97,10 @@ class App:
         self._exposition = metrics.Exposition(log, launch.recovered)
         self._seldom = Seldom(1.0)
         self._seldom_full = Seldom(FULL_INTERVAL_S)
-        limits = launch.config.http
+        self._full: tuple[Answer, ...] = ()
+        self._full_until_s = 0.0
+        self._hung = log.counter_total(_HUNG)
+        self._hung_at_s = -HUNG_RECENT_S
         self._limits: Final = {
             code: http.worded(code, f"{REFUSALS[code].message} = {limit}")
             for code, limit in (
@@ -78,15 +120,15 @@ class App:
 
     # ---- events ----------------------------------------------------------------------------------
 
-    def refused(self, code: int) -> Answer:
-        """The answer to a verdict of `ingest.event` other than 0, which has counted it."""
+    def refused(self, code: int, ingest: _log.Ingest) -> Answer:
+        """The answer to a verdict of `ingest.event` other than 0 and BUSY, which has counted it."""
         if code == http.FAILED:
             # Failed after the commit: it is unknown whether the event stays, and only a 500 says
             # that.
             return http.refusal(http.INTERNAL)
         if code == http.LOG_FULL:
-            self._say_full()
-        return http.refusal(self._why(code), self.ingest.field, self.ingest.offset)
+            return self._say_full()
+        return http.refusal(self._why(code), ingest.field, ingest.offset)
 
     def refuse(self, code: int, started_ns: int) -> Answer:
         """Count and answer a refusal that the door decided."""
@@ -98,7 +140,13 @@ class App:
         """The log's tail is closed when it drains and when it has failed."""
         return http.FAILED if code == http.DRAINING and self.log.state == _log.FAILED else code
 
-    def _say_full(self) -> None:
+    def _say_full(self) -> Answer:
+        now_s = time.monotonic()
+        if now_s >= self._full_until_s:
+            self._full_until_s = now_s + FULL_FRESH_S
+            low_bytes = self.config.log.low_water * self.log.capacity_bytes
+            rate = self.log.counter_total(_log.COUNTERS["drain_bytes_per_s"])
+            self._full = http.full(http.full_wait_s(self.log.used - low_bytes, rate))
         held = self._seldom_full()
         if held is not None:
             _logger.error(
@@ -106,6 +154,7 @@ class App:
                 " events (mqtt in /healthz says what holds them up)",
                 f" ({held + 1} since the last line)" if held else "",
             )
+        return random.choice(self._full)
 
     def internal(self, started_ns: int) -> Answer:
         """The answer when the door's own code raised: logged, counted, never silent. Call it in the
@@ -125,38 +174,63 @@ class App:
     def page(self, path: str, method: str, accept: str | None) -> Answer | None:
         """The answer to a path that is a page, or None."""
         page = self.pages.get(path)
-        if page is None:
+        if page is None and not path.startswith(RECEIPTS):
             return None
         self.log.counter_add(self.block, PAGES)
         if method not in ("GET", "HEAD"):
             return http.not_allowed("GET, HEAD")
-        return page(accept)
+        return page(accept) if page else self._receipt(path[len(RECEIPTS) :])
+
+    def _receipt(self, receipt: str) -> Answer:
+        """What became of an event. Any text may be asked for: it is bounded, and never logged."""
+        state = self.log.receipt_state(receipt) if _is_receipt(receipt) else "unknown"
+        said = {"receipt": receipt, "state": state}
+        if state != "unknown":
+            return Answer(200, [http.TYPE_JSON, _NO_STORE], _encode(said))
+        shown = receipt[:RECEIPT_SHOWN_MAX].encode("ascii", "replace").decode()
+        why = {"code": "not_found", "message": _UNKNOWN_RECEIPT, "field": None}
+        body = _encode({"receipt": shown, "state": state, **why})
+        return Answer(404, [http.TYPE_JSON, _NO_STORE], body)
 
     def _ready(self, accept: str | None) -> Answer:
+        """A full log does not make a worker unready. Its clients must come back to it: the index
+        that knows their repeats is that of this log, and 503 with Retry-After tells them more than
+        a load balancer without backends."""
         state = _log.DRAINING if self.draining else self.log.state
-        body = _encode({"ready": state == _log.RUNNING, "state": metrics.STATES[state]})
-        return Answer(200 if state == _log.RUNNING else 503, [http.TYPE_JSON, _NO_STORE], body)
+        ready = state == _log.RUNNING
+        shown = "full" if ready and self.log.full else metrics.STATES[state]
+        body = _encode({"ready": ready, "state": shown})
+        return Answer(200 if ready else 503, [http.TYPE_JSON, _NO_STORE], body)
 
     def _health(self, accept: str | None) -> Answer:
         log = self.log
         state = log.state
         books = metrics.books(log)
-        used = max(0, log.tail - log.reclaim)
+        used = log.used
+        room = log.capacity_bytes - used
+        largest = self.config.http.body_bytes_max + RECORD_OVERHEAD_BYTES
+        sync_s = metrics.sync_running_s(log)
         connected = log.counter_total(_log.COUNTERS["mqtt_connected"]) > 0
         link = self._link()
         if not connected and link.get("state") in LINK_UP:
             link["state"] = "starting"  # who wrote that is gone
-        room = log.capacity_bytes - used
         problems = [
             text
             for wrong, text in (
                 (state != _log.RUNNING, f"the log is {metrics.STATES[state]}"),
-                (
-                    room < self.config.http.body_bytes_max + RECORD_OVERHEAD_BYTES,
-                    "the log is full: it has no room for the largest event",
-                ),
+                (log.full or room < largest, self._why_full(used, room < largest)),
+                (sync_s > SYNC_SLOW_S, f"an fdatasync has been running for {sync_s:.1f} s"),
                 (not connected, "not connected to the broker"),
                 (link.get("state") == "held", "the broker refuses an event: publishing stops"),
+                (
+                    link.get("state") == "dead_letters_full",
+                    "the dead-letter files are full: publishing stops until `gateway dead-letters`"
+                    " makes room",
+                ),
+                (
+                    self._hung_lately(),
+                    f"the delivery process hung and was killed: {self._hung} times since the start",
+                ),
                 (books.unexplained, f"{books.unexplained} events are unexplained"),
             )
             if wrong
@@ -184,12 +258,31 @@ class App:
                 "restarts": {
                     "worker": log.counter_total(_log.COUNTERS["restarts_worker"]),
                     "delivery": log.counter_total(_log.COUNTERS["restarts_delivery"]),
+                    "delivery_hung": self._hung,
                 },
-                "worker": {"index": self.block, "pid": os.getpid()},
+                "worker": {
+                    "index": self.block,
+                    "pid": os.getpid(),
+                    "waiting": self.waiting.count,
+                },
             }
         )
         # Liveness: a broker that is away is no reason to restart the gateway, so "degraded" is 200.
         return Answer(503 if status == "failed" else 200, [http.TYPE_JSON, _NO_STORE], body)
+
+    def _why_full(self, used: int, no_room: bool) -> str:
+        percent = 100 * used // self.log.capacity_bytes
+        if no_room:
+            return f"the log is full ({percent} %): it has no room for the largest event"
+        return f"the log is full ({percent} %): new events are refused until log.low_water"
+
+    def _hung_lately(self) -> bool:
+        """A delivery process was killed for hanging within `HUNG_RECENT_S`, as far as this worker
+        was asked."""
+        hung, now_s = self.log.counter_total(_HUNG), time.monotonic()
+        if hung != self._hung:
+            self._hung, self._hung_at_s = hung, now_s
+        return now_s - self._hung_at_s < HUNG_RECENT_S
 
     def _link(self) -> dict[str, object]:
         """What the publisher last wrote about its connection; a file, since it is text."""
@@ -208,6 +301,15 @@ class App:
     def close(self) -> None:
         """Give the intent slot back."""
         self.ingest.close()
+
+
+def in_memory(fd: int) -> str | None:
+    """The name of the file system when the file lies on one that keeps nothing on a disk."""
+    buffer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None).fstatfs(fd, buffer) != 0:
+        return None
+    size = ctypes.sizeof(ctypes.c_long)
+    return _IN_MEMORY.get(int.from_bytes(buffer.raw[:size], sys.byteorder) & 0xFFFFFFFF)
 
 
 def build(launch: Launch) -> App:

@@ -99,6 +99,8 @@ def test_each_setting_can_come_from_the_environment(setting: Setting, tmp_path: 
         text = str(secret)
     elif text is None and setting.kind == "int":
         text = str(setting.default - 1 or 1)
+    elif text is None and setting.kind == "number":
+        text = str(setting.default - 0.01)
     elif text is None and setting.choices:
         text = setting.choices[-1]
     elif text is None:
@@ -178,9 +180,8 @@ def test_settings_of_later_versions_are_refused(key: str) -> None:
     assert "not available in this version" in problem(f"{key}=1")
 
 
-@pytest.mark.parametrize("text", ["http.server=robyn", "http.ack=durable", "http.ack=sink"])
-def test_values_of_later_versions_are_refused(text: str) -> None:
-    assert "not available in this version" in problem(text)
+def test_values_of_later_versions_are_refused() -> None:
+    assert "not available in this version" in problem("http.server=robyn")
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -278,8 +279,40 @@ def test_a_number_is_refused_one_past_its_limits(setting: Setting) -> None:
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.key)
 def test_a_number_has_a_unit_in_its_name(setting: Setting) -> None:
-    plain = {"port", "workers", "embedded_port", "inflight_max"}  # counts, and TCP ports
+    counts = {"workers", "inflight_max", "poison_attempts", "files_max"}
+    plain = {"port", "embedded_port", *counts}
     assert setting.name in plain or setting.name.endswith(("_ms", "_s", "_bytes", "_bytes_max"))
+
+
+SHARES = [setting for setting in SETTINGS.values() if setting.kind == "number"]
+
+
+@pytest.mark.parametrize("setting", SHARES, ids=lambda setting: setting.key)
+@pytest.mark.parametrize("text", ["0", "-0.5", "1.01", "1e-3", "nan", "inf", "many", "", "50%"])
+def test_a_share_is_refused_outside_its_limits(setting: Setting, text: str) -> None:
+    assert "must be a number above 0, at most 1" in problem(f"{setting.key}={text}")
+
+
+@pytest.mark.parametrize("toml_value", ["0.0", "nan", "inf", '"0.5"', "true"])
+def test_a_share_in_the_file_is_refused_outside_its_limits(toml: Path, toml_value: str) -> None:
+    toml.write_text(f"[log]\nhigh_water = {toml_value}\n")
+    assert "must be a number above 0, at most 1" in problem(path=toml)
+
+
+def test_the_whole_log_may_be_used(toml: Path) -> None:
+    toml.write_text("[log]\nhigh_water = 1\nlow_water = 1.0\n")
+    log = read(path=toml).config.log
+    assert (log.high_water, log.low_water) == (1, 1)
+
+
+def test_low_water_above_high_water_is_refused() -> None:
+    assert "log.low_water: must not be above log.high_water = 0.5" in problem("log.high_water=0.5")
+    read("log.high_water=0.5", "log.low_water=0.5")
+
+
+@pytest.mark.parametrize("ack", ["enqueue", "durable", "sink"])
+def test_every_acknowledgement_may_be_the_default(ack: str) -> None:
+    assert read(f"http.ack={ack}").config.http.ack == ack
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
@@ -32,6 +33,19 @@ PROMISED = (
     'gateway_process_restarts_total{process="delivery"}',
     'gateway_log_state{state="running"}',
     'gateway_events_refused_total{code="log_full"}',
+    "gateway_events_duplicates_total",
+    'gateway_acks_total{ack="durable"}',
+    'gateway_acks_total{ack="sink"}',
+    'gateway_acks_total{ack="pending"}',
+    'gateway_acks_total{ack="dead_lettered"}',
+    "gateway_ack_seconds_count",
+    "gateway_dedupe_window_seconds",
+    "gateway_dedupe_window_bytes",
+    "gateway_oldest_unpublished_seconds",
+    "gateway_log_drain_bytes_per_second",
+    "gateway_log_sync_running_seconds",
+    "gateway_dead_letter_bytes",
+    "gateway_delivery_killed_hung_total",
 )
 
 
@@ -73,6 +87,8 @@ def test_number_of_series_does_not_depend_on_input(gateway: GatewayProcess) -> N
         gateway.post(f"device-{number}", b'{"x%d":1}' % number)
         gateway.request("GET", f"/path-{number}?q={number}")
         gateway.request(f"METHOD{number}", "/metrics")
+        gateway.request("GET", f"/v1/receipts/{number}")
+        gateway.post(f"device-{number}", b'{"metrics":{},"seq":%d,"boot":%d}' % (number, number))
     assert gateway.metrics().keys() == before
 
 
@@ -193,3 +209,90 @@ def test_pages_asked_for_again_and_again_are_made_once(log: _log.Log) -> None:
     assert len(made) <= metrics.PAGES_MAX
     time.sleep(metrics.FRESH_S)
     assert shown.render(None) is not first
+
+
+def test_window_is_what_the_ring_holds(log: _log.Log) -> None:
+    found = samples(log)
+    assert found["gateway_dedupe_window_seconds"] == found["gateway_dedupe_window_bytes"] == 0
+    ingest = _log.Ingest(log, 0)
+    try:
+        assert ingest.event("dev-1", EVENT, _log.now_ns()) == 0
+        log.follow(0, 0)
+        time.sleep(0.02)
+        found = samples(log)
+        assert 0.02 <= found["gateway_dedupe_window_seconds"] < 10
+        assert found["gateway_dedupe_window_bytes"] == found["gateway_log_bytes_used"] > 0
+        lsn = log.cursor(0).lsn
+        for _ in range(60):  # twice around the ring
+            assert ingest.event("dev-1", EVENT + b" " * 40_000, _log.now_ns()) == 0
+            committed = log.follow(lsn, 0)
+            log.set_cursor(0, log.cursor(0)._replace(lsn=committed))
+            log.sync()
+        found = samples(log)
+        capacity = log.capacity_bytes
+        assert capacity - 2 * 41_000 < found["gateway_dedupe_window_bytes"] <= capacity
+    finally:
+        ingest.close()
+
+
+def test_oldest_unpublished_is_that_of_the_cursor(log: _log.Log) -> None:
+    ingest = _log.Ingest(log, 0)
+    try:
+        assert samples(log)["gateway_oldest_unpublished_seconds"] == 0
+        assert ingest.event("dev-1", EVENT, _log.now_ns()) == 0
+        log.follow(0, 0)
+        time.sleep(0.05)
+        assert ingest.event("dev-1", EVENT, _log.now_ns()) == 0
+        log.follow(0, 0)
+        assert 0.05 <= samples(log)["gateway_oldest_unpublished_seconds"] < 10
+        first = log.read(log.cursor(0).lsn)
+        assert first is not None
+        log.set_cursor(0, log.cursor(0)._replace(lsn=first.lsn + first.size))
+        second = samples(log)["gateway_oldest_unpublished_seconds"]
+        log.set_cursor(0, log.cursor(0)._replace(lsn=log.committed))
+        assert second > samples(log)["gateway_oldest_unpublished_seconds"] == 0
+    finally:
+        ingest.close()
+
+
+class Holes:
+    """A log whose cursor stands at holes that were filled, or at what was written over."""
+
+    def __init__(self, pads: int, lapped: bool = False) -> None:
+        self._pads, self._lapped = pads, lapped
+
+    def sink(self, name: str) -> int:
+        return 0
+
+    def cursor(self, sink: int) -> _log.Cursor:
+        return _log.Cursor(64, 0, 0, 0)
+
+    def read(self, lsn: int) -> _log.Record | None:
+        if self._lapped:
+            raise _log.LogCorrupt("no whole record")
+        if lsn < 64 + 64 * self._pads:
+            return _log.Record(lsn, 64, 1, _log.PAD, 0, 0, None, None, "", b"")
+        at_ns = time.time_ns() - 5_000_000_000
+        return _log.Record(lsn, 64, 1, _log.DATA, 0, at_ns, None, None, "dev", EVENT)
+
+
+@pytest.mark.parametrize(
+    ("log", "seconds"),
+    [(Holes(0), 5), (Holes(3), 5), (Holes(10_000), 0), (Holes(0, lapped=True), 0)],
+)
+def test_holes_are_not_the_oldest_event(log: Any, seconds: float) -> None:
+    assert metrics.oldest_unpublished_s(log) == pytest.approx(seconds, abs=1)
+
+
+def test_sync_that_runs_is_timed(log: _log.Log) -> None:
+    assert samples(log)["gateway_log_sync_running_seconds"] == 0
+    since = _log.COUNTERS["sync_since_ns"]
+    log.counter_set(_log.BLOCK_DELIVERY, since, _log.now_ns() - 3_000_000_000)
+    assert 3 <= samples(log)["gateway_log_sync_running_seconds"] < 10
+
+
+def test_ack_histogram_is_its_own(log: _log.Log) -> None:
+    log.observe(0, _log.COUNTERS["ack_ns"], 2_000_000)
+    found = samples(log)
+    assert found["gateway_ack_seconds_count"] == 1
+    assert found["gateway_request_seconds_count"] == 0

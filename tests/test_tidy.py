@@ -25,7 +25,15 @@ C += sorted(path for path in (ROOT / "tests" / "native").rglob("*") if path.suff
 LAYERS = {
     "native": ["_log", "_validator", "_mqtt"],
     "words": ["errors", "logs", "settings", "config", "http", "mqtt", "process", "metrics"],
-    "work": ["log_tools", "listeners", "opening", "mqtt_link", "publisher", "embedded_broker"],
+    "work": [
+        "log_tools",
+        "listeners",
+        "opening",
+        "mqtt_link",
+        "publisher",
+        "embedded_broker",
+        "waiting",
+    ],
     "assembly": ["worker", "delivery", "children", "rolling", "supervisor"],
     "doors": ["frontends.granian", "demo", "__main__"],
 }

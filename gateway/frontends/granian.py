@@ -10,6 +10,9 @@ but its body:
     body collected ────▶  arrived: Ingest.event, response          pending it wakes now and then
     response sent                                                  and cuts those past the deadline
 
+An event that asks for more than `enqueue` is answered later, by the thread of `gateway.waiting`:
+`response_bytes` may be called from any thread.
+
 It registers its own scheduler and, in place of an event loop, an object whose `call_soon*` call at
 once. So `schedule` and `arrived` are plain functions in the thread that holds the GIL anyhow. A
 slow body occupies no thread. Measured in docs/front-doors.md: 1.4 times the rate of an RSGI
@@ -17,7 +20,7 @@ coroutine that only reads the body.
 
 What Granian does not bound is bounded here: Content-Length is checked before the body is read, a
 body has a deadline, a refused body is drained up to a limit, the end of the process has a grace.
-One thread calls `Ingest`; the main thread only counts refusals, and both do it under the GIL.
+One thread calls `Ingest.event`; the others only count refusals, and all do it under the GIL.
 
 The classes of `granian._granian` are private: the version is pinned, and `_check_granian` says what
 to do when it does not fit."""
@@ -35,9 +38,9 @@ import granian
 from granian.http import HTTP1Settings
 
 from gateway import http, opening, process, worker
-from gateway._log import RUNNING, LogError, now_ns
+from gateway._log import BUSY, RUNNING, LogError, now_ns
 from gateway.errors import Exit, GatewayError
-from gateway.http import ACCEPTED, INGEST, Answer, device_id_at
+from gateway.http import ENQUEUE, INGEST, Answer, device_id_at
 from gateway.worker import App
 
 _granian: Final[Any] = importlib.import_module("granian._granian")
@@ -60,6 +63,8 @@ _TICK_MIN_S: Final = 0.005
 _TICK_MAX_S: Final = 0.5
 
 _PREFIX: Final = len(INGEST)
+_X_ACK_ENQUEUE: Final = http.X_ACK[ENQUEUE]
+_BODY_ENQUEUE: Final = http.BODY[ENQUEUE]
 
 
 class _Now:
@@ -135,14 +140,16 @@ class Door:
 
     def __init__(self, app: App, listen_fd: int) -> None:
         self._app = app
+        self._ingest = app.ingest
         self._event = app.ingest.event
+        self._waiting = app.waiting
         self._listen_fd = listen_fd
-        self._body_bytes_max = app.config.http.body_bytes_max
+        self._terms = app.terms
         self._deadline_ns = app.config.http.body_deadline_ms * 1_000_000
         self._tick_s = min(max(self._deadline_ns / 8e9, _TICK_MIN_S), _TICK_MAX_S)
-        self._pending: dict[Any, tuple[Any, str, int, Answer | None]] = {}
-        """Bodies that are arriving, oldest first: protocol, device id, start, and the answer if it
-        is a refusal."""
+        self._pending: dict[Any, tuple[Any, str, int, int, Answer | None]] = {}
+        """Bodies that are arriving, oldest first: protocol, device id, start, acknowledgement asked
+        for, and the answer if it is a refusal."""
         self._drains: set[_Drain] = set()
         self._sweeping = False
         self._told_to_end = False
@@ -161,11 +168,11 @@ class Door:
             path = scope.path
             if path.startswith(INGEST) and scope.method == "POST" and device_id_at(path, _PREFIX):
                 headers = scope.headers
-                if len(headers.get_all("host")) == 1 and not http.examine(
-                    headers, scope.query_string, self._body_bytes_max
-                ):
-                    self._read(proto, path[_PREFIX:], started_ns, None)
-                    return
+                if len(headers.get_all("host")) == 1:
+                    code, ack = http.examine(headers, scope.query_string, self._terms)
+                    if not code:
+                        self._read(proto, path[_PREFIX:], started_ns, ack, None)
+                        return
             self._unusual(scope, proto, path, started_ns)
         except BaseException:
             self._respond(proto, self._app.internal(started_ns))
@@ -175,7 +182,7 @@ class Door:
         entry = self._pending.pop(future, None)
         if entry is None:
             return  # past its deadline, and answered
-        proto, device_id, started_ns, answer = entry
+        proto, device_id, started_ns, ack, answer = entry
         if self._retiring:
             proto = _Closing(proto)
         try:
@@ -188,16 +195,33 @@ class Door:
                 self._app.refuse(http.BODY_TIMEOUT, started_ns)
                 self._respond(proto, http.INCOMPLETE)
                 return
-            if answer is None:
-                code = self._event(device_id, body, started_ns)
-                answer = self._app.refused(code) if code else ACCEPTED
-            proto.response_bytes(*answer)
+            if answer is not None:
+                proto.response_bytes(*answer)
+                return
+            code = self._event(device_id, body, started_ns)
+            ingest = self._ingest
+            if code == 0:
+                headers = http.receipt_headers(
+                    ingest.receipt, ingest.duplicate, ingest.used_percent
+                )
+                if ack == ENQUEUE:
+                    headers.append(_X_ACK_ENQUEUE)
+                    proto.response_bytes(202, headers, _BODY_ENQUEUE)
+                else:
+                    self._waiting.accepted(proto.response_bytes, ingest, ack, started_ns, headers)
+            elif code == BUSY:
+                event = device_id, body
+                self._waiting.busy(proto.response_bytes, ingest.lsn, ack, started_ns, event)
+            else:
+                proto.response_bytes(*self._app.refused(code, ingest))
         except BaseException:
             self._respond(proto, self._app.internal(started_ns))
 
-    def _read(self, proto: Any, device_id: str, started_ns: int, answer: Answer | None) -> None:
+    def _read(
+        self, proto: Any, device_id: str, started_ns: int, ack: int, answer: Answer | None
+    ) -> None:
         future = proto()
-        self._pending[future] = (proto, device_id, started_ns, answer)
+        self._pending[future] = (proto, device_id, started_ns, ack, answer)
         future.add_done_callback(self.arrived)
         if not self._sweeping:
             self._sweeping = True
@@ -214,12 +238,12 @@ class Door:
             if page is not None:
                 self._respond(proto, page)
                 return
-            code = http.route(path, method) or http.examine(
-                headers, scope.query_string, self._body_bytes_max
-            )
-        if code == 0:  # HTTP/1.0 without Host
-            self._read(proto, path[_PREFIX:], started_ns, None)
-            return
+            code, ack = http.route(path, method), 0
+            if code == 0:
+                code, ack = http.examine(headers, scope.query_string, self._terms)
+            if code == 0:  # HTTP/1.0 without Host
+                self._read(proto, path[_PREFIX:], started_ns, ack, None)
+                return
         answer = self._app.refuse(code, started_ns)
         if code == http.METHOD_NOT_ALLOWED:
             answer = http.not_allowed("POST")
@@ -227,8 +251,10 @@ class Door:
         length = headers.get("content-length", "0")
         if not chunked and length == "0":
             self._respond(proto, answer)
-        elif not chunked and not http.must_close(code) and int(length) <= self._body_bytes_max:
-            self._read(proto, "", started_ns, answer)  # keep the connection in step
+        elif (
+            not chunked and not http.must_close(code) and int(length) <= self._terms.body_bytes_max
+        ):
+            self._read(proto, "", started_ns, 0, answer)  # keep the connection in step
         else:
             self._respond(proto, http.closing(answer))
             if "expect" not in headers:
@@ -246,7 +272,9 @@ class Door:
         """Answer requests until SIGTERM; then refuse what is pending, end connections, return.
 
         SIGUSR1 retires the worker: each answer closes its connection, and what SIGTERM finds
-        pending is answered, not refused: a successor takes new requests, and the log goes on."""
+        pending or waiting is answered, not refused: a successor takes new requests, and the log
+        goes on."""
+        self._waiting.start()  # before signals are let in: they are for this thread
         signal.signal(signal.SIGTERM, self._tell_to_end)
         signal.signal(signal.SIGUSR1, self._retire)
         signal.set_wakeup_fd(self._waker_fd, warn_on_full_buffer=False)
@@ -264,6 +292,7 @@ class Door:
         until = time.monotonic() + grace_s
         while not self._ended and (left := until - time.monotonic()) > 0:
             if not self._is_replaced():
+                self._waiting.end()  # nothing is confirmed any more
                 self._refuse_pending()  # the log takes nothing more: to wait is in vain
             elif self._unanswered():
                 until = time.monotonic() + grace_s  # each of them has a deadline of its own
@@ -276,7 +305,7 @@ class Door:
 
     def _unanswered(self) -> bool:
         """Requests whose answer is still to come."""
-        return bool(self._pending)
+        return bool(self._pending) or self._waiting.count > 0
 
     def _start(self, end: Any) -> None:
         limit = process.raise_descriptor_limit()
@@ -340,7 +369,7 @@ class Door:
     def _cut(self, future: Any, code: int) -> None:
         entry = self._pending.pop(future, None)
         if entry is not None:
-            proto, _, started_ns, _ = entry
+            proto, _, started_ns, _, _ = entry
             self._respond(proto, self._app.refuse(code, started_ns))
             future.cancel()
 
