@@ -157,6 +157,21 @@ gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **log, gw_error *erro
 /* Offline and read-only, no lock taken, nothing written: what recovery would find. */
 gw_status gw_log_scan(const char *path, gw_log **log, gw_recovery *report, gw_error *error);
 
+/* For offline tools, on a log that was scanned: the first whole record of any kind that begins in [lsn, limit),
+ * whatever stands in between, also below the cursors. It is copied to `buffer` (record_bytes_max bytes; of a PAD only
+ * the header) and checked there, so the answer is right also while a gateway writes to the file; `record` points into
+ * the buffer. GW_OK or GW_EMPTY. */
+gw_status gw_log_next(const gw_log *log, uint64_t lsn, uint64_t limit, uint8_t *buffer, gw_record *record);
+/* The name of a sink's cursor (GW_SINK_NAME_BYTES, not always 0-terminated), or NULL: there are not so many. */
+const char *gw_log_sink_name(const gw_log *log, unsigned sink);
+
+/* The same log with another capacity as a new file at `path`, synced and read back; `log` and `found` are of
+ * gw_log_scan, under the lock, and nothing is written to it. It holds [*from, end): all that waits, and of what is
+ * finished as much as has room. GW_FULL: what waits does not fit; GW_TOO_LARGE: a record that waits would be above
+ * record_bytes_max; GW_CORRUPT: damage below the watermark; GW_ERRNO. Then there is no file at `path`. */
+gw_status gw_log_resize(const gw_log *log, const gw_recovery *found, const char *path, uint64_t capacity,
+                        int (*progress)(void *, uint64_t), void *context, uint64_t *from, gw_error *error);
+
 void gw_log_close(gw_log *log);
 
 int gw_log_fd_shared(const gw_log *log);

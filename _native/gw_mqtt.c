@@ -11,11 +11,12 @@
  * Entry states, and who moves them:
  *
  *   (read) --fill--> SENT --PUBACK ok--> ACKED --settle--> gone, the cursor above it
- *      |              | |
- *      |   resumed    | '--PUBACK >= 0x80--> REFUSED --dead_letter--> DEAD --settle--> gone
- *      |   session    v                        ^
- *      |            OWED --fill, DUP--> SENT   |
- *      '---too large, bad topic, no object-----'
+ *    | |              | |
+ *    | |   resumed    | '--PUBACK >= 0x80--> REFUSED --dead_letter--> DEAD --settle--> gone
+ *    | |   session    v                        ^                       ^
+ *    | |            OWED --fill, DUP--> SENT   |                       |
+ *    | '---too large, bad topic, no object-----'                       |
+ *    '---marked as dead in the log (OWED ones too)---------------------'
  */
 #include "gw_mqtt.h"
 
@@ -224,7 +225,7 @@ void gw_window_open(gw_window *w, bool resumed, uint32_t receive_max, uint32_t p
         show_in_flight(w);
     } else {
         gw_refusal held;
-        if (gw_window_refusal(w, &held))
+        if (gw_window_refusals(w, &held, 1))
             gw_window_probe(w, held.lsn);
         forget(w);
     }
@@ -239,7 +240,7 @@ bool gw_window_start_over(gw_window *w)
         if (at(w, n)->state == OWED)
             return false;
     gw_refusal held;
-    if (gw_window_refusal(w, &held))
+    if (gw_window_refusals(w, &held, 1))
         gw_window_probe(w, held.lsn);
     forget(w);
     return true;
@@ -386,6 +387,12 @@ static void hold(gw_window *w, entry *e, bool by_broker)
     gw_counter_add(w->counters, GW_COUNTER_MQTT_NEGATIVE_ACKS, 1);
 }
 
+/* A dead letter of this sink is on file: what is left is to pass it. */
+static bool is_dead(const gw_window *w, const gw_record *r)
+{
+    return r->dead >> w->sink & 1;
+}
+
 static uint16_t id_of(uint64_t n)
 {
     return (uint16_t)(1 + n % GW_MQTT_IDS);
@@ -410,6 +417,10 @@ size_t gw_window_fill(gw_window *w, uint64_t now_ns, const uint8_t **bytes)
             w->corrupt_lsn = e->lsn;
             break;
         }
+        if (is_dead(w, &r)) {
+            e->state = DEAD;
+            continue;
+        }
         end = encode(w, &r, e, id_of(w->resend), PUBLISH_QOS1 | DUP, to);
         if (!end) { /* this connection's Maximum Packet Size is smaller */
             hold(w, e, false);
@@ -421,8 +432,10 @@ size_t gw_window_fill(gw_window *w, uint64_t now_ns, const uint8_t **bytes)
         w->in_flight++;
         sent++, repeated++;
     }
-    while (w->resend == w->tail && !w->refused && !w->corrupt_lsn && w->in_flight < limit &&
-           w->tail - w->head < w->span_max && to < full) {
+    /* Records that cannot be published at all do not end the round in which they are found: the caller sets them
+     * aside together, with one fdatasync. */
+    bool hold_rest = w->refused || w->corrupt_lsn;
+    while (w->resend == w->tail && !hold_rest && w->in_flight < limit && w->tail - w->head < w->span_max && to < full) {
         gw_status status = gw_log_read(w->log, w->read_lsn, &r);
         if (status != GW_OK) {
             if (status != GW_EMPTY)
@@ -443,13 +456,16 @@ size_t gw_window_fill(gw_window *w, uint64_t now_ns, const uint8_t **bytes)
                      .ordinal = w->read_ordinal,
                      .received_at_ns = r.received_at_ns,
                      .sent_ns = now_ns,
-                     .state = SENT};
-        end = encode(w, &r, e, id_of(w->tail), PUBLISH_QOS1, to);
+                     .state = is_dead(w, &r) ? DEAD : SENT};
+        end = e->state == DEAD ? NULL : encode(w, &r, e, id_of(w->tail), PUBLISH_QOS1, to);
         w->tail++;
         w->resend = w->tail;
         if (!end) {
-            hold(w, e, false);
-            break;
+            if (e->state != DEAD)
+                hold(w, e, false);
+            else if (w->head + 1 == w->tail)
+                settle(w); /* a long run of them must not fill the span: nobody's PUBACK would empty it */
+            continue;
         }
         to = end;
         w->in_flight++;
@@ -635,33 +651,35 @@ const char *gw_window_error(const gw_window *w)
 
 /* ---- refusals, and a look ------------------------------------------------------------------------------------ */
 
-bool gw_window_refusal(const gw_window *w, gw_refusal *refusal)
+uint32_t gw_window_refusals(const gw_window *w, gw_refusal *refusals, uint32_t most)
 {
-    if (!w->refused)
-        return false;
-    for (uint64_t n = w->head; n != w->tail; n++) {
+    uint32_t found = 0;
+    for (uint64_t n = w->head; n != w->tail && found < most && found < w->refused; n++) {
         const entry *e = at(w, n);
-        if (e->state == REFUSED) {
-            *refusal =
+        if (e->state == REFUSED)
+            refusals[found++] =
                 (gw_refusal){.lsn = e->lsn, .reason = e->reason, .by_broker = e->by_broker, .bytes = e->packet_bytes};
-            return true;
-        }
     }
-    return false;
+    return found;
 }
 
 bool gw_window_dead_letter(gw_window *w, uint64_t lsn)
 {
-    for (uint64_t n = w->head; n != w->tail; n++) {
-        entry *e = at(w, n);
-        if (e->lsn == lsn && e->state == REFUSED) {
-            e->state = DEAD;
-            w->refused--;
-            settle(w);
-            return true;
-        }
+    uint64_t low = w->head, high = w->tail; /* entries stand in the log's order */
+    while (low != high) {
+        uint64_t middle = low + (high - low) / 2;
+        if (at(w, middle)->lsn < lsn)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    return false;
+    entry *e = at(w, low);
+    if (low == w->tail || e->lsn != lsn || e->state != REFUSED)
+        return false;
+    e->state = DEAD;
+    w->refused--;
+    settle(w);
+    return true;
 }
 
 gw_window_view gw_window_look(const gw_window *w)
@@ -676,6 +694,7 @@ gw_window_view gw_window_look(const gw_window *w)
     for (uint64_t n = w->head; w->in_flight && n != w->tail; n++)
         if (at(w, n)->state == SENT) {
             view.oldest_sent_ns = at(w, n)->sent_ns;
+            view.oldest_lsn = at(w, n)->lsn;
             break;
         }
     return view;

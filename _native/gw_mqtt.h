@@ -18,7 +18,8 @@
  *   M2  cursor.ordinal counts every DATA record below the cursor, as read from the log, not as published.
  *   M3  In flight <= min(configured, Receive Maximum), packets <= Maximum Packet Size. A record that would exceed it,
  *       or that the broker refuses (PUBACK >= 0x80), is never passed by itself: the window holds (sends nothing new)
- *       until the caller starts over or dead-letters it.
+ *       until the caller starts over or dead-letters it. One that the log has marked as dead for this sink is passed
+ *       without being sent, and counted as dead-lettered: a dead letter on file is never written twice.
  *   M4  DUP is set only when a session was resumed, with the same packet id, oldest first [MQTT-4.4.0-1, 4.6.0-1].
  *   M5  Any bytes from the broker end in acks, packets for the caller, or GW_MQTT_PROTOCOL; never in undefined
  *       behaviour. The verdicts do not depend on how the stream is cut into segments.
@@ -82,6 +83,7 @@ typedef struct gw_window_view {
     gw_cursor cursor;
     uint64_t read_lsn;
     uint64_t oldest_sent_ns; /* when the oldest unacked packet was handed out; 0: none in flight */
+    uint64_t oldest_lsn;     /* its record; 0: none in flight */
     uint64_t acks;           /* PUBACKs with success, since the window was made */
     uint64_t corrupt_lsn;    /* the log gave GW_CORRUPT here: nothing is read on; 0: no */
     uint32_t in_flight, span, refused;
@@ -115,11 +117,11 @@ gw_mqtt_status gw_window_feed(gw_window *window, const uint8_t *data, size_t byt
                               size_t *used, gw_packet *packet);
 const char *gw_window_error(const gw_window *window);
 
-/* The first record that holds the window; false: none. */
-bool gw_window_refusal(const gw_window *window, gw_refusal *refusal);
+/* The first `most` records that hold the window, in the log's order. Returns how many. */
+uint32_t gw_window_refusals(const gw_window *window, gw_refusal *refusals, uint32_t most);
 
-/* The refused record at `lsn` has a durable dead letter: the cursor may pass it, counted as dead-lettered.
- * false: no such refused record. */
+/* The refused record at `lsn` has a durable dead letter and is marked in the log: the cursor may pass it, counted as
+ * dead-lettered. The window is as wide as before once no refusal is left. false: no such refused record. */
 bool gw_window_dead_letter(gw_window *window, uint64_t lsn);
 
 gw_window_view gw_window_look(const gw_window *window);

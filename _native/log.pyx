@@ -5,6 +5,7 @@ import os
 from collections import namedtuple
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_New
@@ -101,6 +102,11 @@ cdef extern from "gw_log.h":
                           gw_log **log, gw_recovery *report, gw_error *error) nogil
     gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **log, gw_error *error) nogil
     gw_status gw_log_scan(const char *path, gw_log **log, gw_recovery *report, gw_error *error) nogil
+    gw_status gw_log_next(const gw_log *log, uint64_t lsn, uint64_t limit, uint8_t *buffer, gw_record *record) nogil
+    const char *gw_log_sink_name(const gw_log *log, unsigned sink) nogil
+    gw_status gw_log_resize(const gw_log *log, const gw_recovery *found, const char *path, uint64_t capacity,
+                            int (*progress)(void *, uint64_t) noexcept, void *context, uint64_t *start,
+                            gw_error *error) nogil
     void gw_log_close(gw_log *log) nogil
     int gw_log_fd_shared(const gw_log *log) nogil
     uint64_t gw_log_capacity(const gw_log *log) nogil
@@ -267,6 +273,17 @@ cdef object recovery_of(gw_recovery *report):
         report.epoch)
 
 
+cdef object record_of(const gw_record *record):
+    if record.kind == GW_PAD:
+        return Record(record.lsn, record.size, record.epoch, record.kind, 0, 0, None, None, "", b"", 0)
+    return Record(
+        record.lsn, record.size, record.epoch, record.kind, record.flags, record.received_at_ns,
+        record.seq if record.flags & GW_EVENT_HAS_SEQ else None,
+        record.boot if record.flags & GW_EVENT_HAS_BOOT else None,
+        PyUnicode_DecodeASCII(<const char *>record.device_id, record.device_id_bytes, "replace"),
+        PyBytes_FromStringAndSize(<const char *>record.body, record.body_bytes), record.dead)
+
+
 cdef int on_progress(void *context, uint64_t done) noexcept with gil:
     call, caught = <object>context
     try:
@@ -300,6 +317,8 @@ def create(str path, uint64_t capacity_bytes, progress=None):
 
 cdef class Log:
     cdef gw_log *log
+    cdef gw_recovery found  # of a scan
+    cdef bytearray looked  # next's buffer
     cdef int producers
     cdef int inside  # calls without the GIL: they stand in the map that close takes away
     cdef readonly object path
@@ -356,17 +375,54 @@ cdef class Log:
     def scan(str path):
         cdef bytes name = os.fsencode(path)
         cdef const char *c_path = name
-        cdef gw_recovery report
         cdef gw_error error
         cdef gw_status status
         cdef Log self = Log.__new__(Log)
         with nogil:
-            status = gw_log_scan(c_path, &self.log, &report, &error)
+            status = gw_log_scan(c_path, &self.log, &self.found, &error)
         if status != GW_OK:
             raise error_of(status, &error, path)
         self.path = path
-        self.recovery = recovery_of(&report)
+        self.recovery = recovery_of(&self.found)
         return self
+
+    @property
+    def sinks(self):
+        names = []
+        while True:
+            name = gw_log_sink_name(self.live(), len(names))
+            if name is NULL:
+                return tuple(names)
+            names.append(name[:GW_SINK_NAME_BYTES].rstrip(b"\0").decode("ascii", "replace"))
+
+    def next(self, uint64_t lsn, uint64_t limit):
+        cdef gw_record record
+        cdef gw_log *log = self.live()
+        if self.looked is None:
+            self.looked = bytearray(gw_log_record_bytes_max(log))
+        if gw_log_next(log, lsn, limit, <uint8_t *>PyByteArray_AS_STRING(self.looked), &record) != GW_OK:
+            return None
+        return record_of(&record)
+
+    def resize(self, str path, uint64_t capacity_bytes, progress=None):
+        cdef bytes name = os.fsencode(path)
+        cdef const char *c_path = name
+        cdef gw_log *log = self.live()
+        cdef gw_error error
+        cdef gw_status status
+        cdef uint64_t start = 0
+        caught = []
+        watch = (progress, caught)
+        cdef void *context = <void *>watch
+        self.inside += 1
+        with nogil:
+            status = gw_log_resize(log, &self.found, c_path, capacity_bytes, on_progress, context, &start, &error)
+        self.inside -= 1
+        if caught:
+            raise caught[0]
+        if status != GW_OK:
+            raise error_of(status, &error, self.path)
+        return start
 
     def close(self):
         if self.producers:
@@ -502,14 +558,7 @@ cdef class Log:
             error.lsn = lsn
             memcpy(error.text, b"no whole record", 16)
             raise error_of(GW_CORRUPT, &error, self.path)
-        if record.kind == GW_PAD:
-            return Record(record.lsn, record.size, record.epoch, record.kind, 0, 0, None, None, "", b"")
-        return Record(
-            record.lsn, record.size, record.epoch, record.kind, record.flags, record.received_at_ns,
-            record.seq if record.flags & GW_EVENT_HAS_SEQ else None,
-            record.boot if record.flags & GW_EVENT_HAS_BOOT else None,
-            PyUnicode_DecodeASCII(<const char *>record.device_id, record.device_id_bytes, "replace"),
-            PyBytes_FromStringAndSize(<const char *>record.body, record.body_bytes), record.dead)
+        return record_of(&record)
 
     def follow(self, uint64_t seen, int timeout_ms):
         cdef gw_log *log = self.live()

@@ -2,6 +2,7 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 
 from collections import namedtuple
 
@@ -52,7 +53,7 @@ cdef extern from "gw_mqtt.h" nogil:
         uint32_t bytes
     ctypedef struct gw_window_view:
         gw_cursor cursor
-        uint64_t read_lsn, oldest_sent_ns, acks, corrupt_lsn
+        uint64_t read_lsn, oldest_sent_ns, oldest_lsn, acks, corrupt_lsn
         uint32_t in_flight, span, refused
     gw_window *gw_window_new(gw_log *log, unsigned sink, const gw_window_options *options)
     void gw_window_free(gw_window *window)
@@ -64,7 +65,7 @@ cdef extern from "gw_mqtt.h" nogil:
     gw_mqtt_status gw_window_feed(gw_window *window, const uint8_t *data, size_t bytes, uint64_t now_realtime_ns,
                                   size_t *used, gw_packet *packet)
     const char *gw_window_error(const gw_window *window)
-    gw_bool gw_window_refusal(const gw_window *window, gw_refusal *refusal)
+    uint32_t gw_window_refusals(const gw_window *window, gw_refusal *refusals, uint32_t most)
     gw_bool gw_window_dead_letter(gw_window *window, uint64_t lsn)
     gw_window_view gw_window_look(const gw_window *window)
 
@@ -79,7 +80,7 @@ Packet = namedtuple("Packet", "type flags body reason lsn", module=__name__)
 Refusal = namedtuple("Refusal", "lsn reason by_broker bytes", module=__name__)
 View = namedtuple(
     "View",
-    "lsn ordinal published dead_lettered read_lsn in_flight span refused acks oldest_sent_ns corrupt_lsn",
+    "lsn ordinal published dead_lettered read_lsn in_flight span refused acks oldest_sent_ns oldest_lsn corrupt_lsn",
     module=__name__,
 )
 
@@ -163,11 +164,18 @@ cdef class Window:
                 packet.reason, packet.lsn if status == GW_MQTT_REFUSED else None))
         return packets
 
-    def refusal(self):
-        cdef gw_refusal r
-        if not gw_window_refusal(self.window, &r):
-            return None
-        return Refusal(r.lsn, r.reason, bool(r.by_broker), r.bytes)
+    def refusals(self):
+        cdef uint32_t most = gw_window_look(self.window).refused, n, i
+        if most == 0:
+            return []
+        cdef gw_refusal *r = <gw_refusal *>malloc(most * sizeof(gw_refusal))
+        if r is NULL:
+            raise MemoryError()
+        try:
+            n = gw_window_refusals(self.window, r, most)
+            return [Refusal(r[i].lsn, r[i].reason, bool(r[i].by_broker), r[i].bytes) for i in range(n)]
+        finally:
+            free(r)
 
     def dead_letter(self, uint64_t lsn):
         return bool(gw_window_dead_letter(self.window, lsn))
@@ -188,4 +196,4 @@ cdef class Window:
     def look(self):
         cdef gw_window_view v = gw_window_look(self.window)
         return View(v.cursor.lsn, v.cursor.ordinal, v.cursor.published, v.cursor.dead_lettered, v.read_lsn,
-                    v.in_flight, v.span, v.refused, v.acks, v.oldest_sent_ns, v.corrupt_lsn)
+                    v.in_flight, v.span, v.refused, v.acks, v.oldest_sent_ns, v.oldest_lsn, v.corrupt_lsn)

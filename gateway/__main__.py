@@ -9,12 +9,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway import __version__
 
 if TYPE_CHECKING:
     from gateway.config import Config, Loaded
+    from gateway.log_dump import Selection
 
 EXIT_CODES: Final = {
     0: "success",
@@ -25,9 +27,9 @@ EXIT_CODES: Final = {
     5: "the log failed while the gateway ran: a write error",
     6: "the log cannot be opened, or there is none",
     7: "a child process lost its supervisor",
-    8: "`log verify` found corruption",
-    9: "`demo` could not reach a gateway",
-    10: "`demo` had events refused",
+    8: "`log verify` found corruption, or `log resize` would have copied some",
+    9: "`demo` could not reach a gateway, `log replay` or `dead-letters requeue` no broker",
+    10: "`demo`, `log replay` or `dead-letters requeue` had events refused",
     130: "interrupted",
 }
 
@@ -40,6 +42,7 @@ examples:
   gateway config --config gateway.toml         what is in force, and where each value came from
   gateway demo                                 send weather readings to a running gateway
   gateway log verify --set log.directory=DIR   check a log for damage
+  gateway log dump | jq .                      the events that wait, as NDJSON
 """
 
 _SERVE: Final = """\
@@ -71,8 +74,20 @@ examples:
   gateway demo --rate 500 --count 5000
 """
 
+_LOG: Final = """\
+Look at a log, or change its capacity. Only `resize` needs the gateway to be stopped.
+
+examples:
+  gateway log ls                               what it holds and what waits
+  gateway log verify                           is it damaged, and where
+  gateway log dump | jq .                      the events that wait, as NDJSON
+  gateway log replay --since 2025-09-23T11:00:00Z
+  gateway log resize --capacity 1GiB           make it larger
+"""
+
 _LS: Final = """\
-Print what a log holds: positions, the cursor of each sink, what waits to be published.
+Print what a log holds: positions, the cursor of each sink, what waits to be published, how far back
+a repeated event is recognised.
 
 examples:
   gateway log ls
@@ -81,7 +96,88 @@ examples:
 
 _VERIFY: Final = """\
 Check every record that waits in a log to be published, as the next start would; exits 8 when
-something that was on the disk is damaged, and says where.
+something that was on the disk is damaged, and says where. Nothing is ever written.
+
+examples:
+  gateway log verify
+  gateway log verify --all                     also what is published and not yet written over
+  gateway log verify --json | jq .damage
+"""
+
+_DUMP: Final = """\
+Print records as NDJSON, one line each, with positions. Without options: what waits to be published.
+A position is an lsn, as `gateway log ls` and the dump itself print it. Works beside a running
+gateway, on what is in the file at that moment. Nothing is ever written to the log.
+
+examples:
+  gateway log dump | jq -r .body
+  gateway log dump --all --device boiler-7     all that the ring still holds of one device
+  gateway log dump --from 4096 --to 8192
+  gateway log dump --since 2025-09-23T11:00:00Z --until 2025-09-23T12:00:00Z
+  gateway log dump --all --output dump.ndjson
+"""
+
+_REPLAY: Final = """\
+Publish events of a log again, to the configured broker (mqtt.*), to the same topics: subscribers
+see them again. Works on the log of a gateway that is stopped or running, whose log and connection
+are left alone. It says what it will do first; everything at once wants --yes.
+
+exits 9 when the broker could not be reached or did not answer, 10 when it refused some events.
+
+examples:
+  gateway log replay --since 2025-09-23T11:00:00Z --until 2025-09-23T12:00:00Z
+  gateway log replay --device boiler-7 --set mqtt.url=mqtt://other-broker.example
+  gateway log replay --from 4096 --to 8192
+  gateway log replay --yes                     all that the log still holds
+"""
+
+_RESIZE: Final = """\
+Give a log another capacity, without losing anything that waits. Stop the gateway first. The old
+file is kept as gateway.log.before-resize. Receipts, the recognition of repeats and the place of
+each sink survive; a smaller log recognises repeats less far back.
+
+examples:
+  gateway log resize --capacity 1GiB
+  gateway log resize --capacity 64MiB --set log.directory=DIR
+"""
+
+_DEAD_LETTERS: Final = """\
+Dead letters are events that the broker will never take as they are: it refused them for good (a
+topic that it does not allow, a payload, a size), or they broke the connection again and again. They
+lie in files beside the log, each with its reason, and the other events go on without them.
+All commands work beside a running gateway, and without one.
+
+  1. gateway dead-letters ls                  how many, why, from which devices
+  2. mend the reason: allow the topic at the broker, raise its limit, repair the device
+  3. gateway dead-letters requeue             publish them again; what is taken leaves the files
+     gateway dead-letters drop --yes          or give them up
+"""
+
+_DEAD_LETTERS_SHOW: Final = """\
+Print dead letters as JSON, a line each, oldest first; `body` is the event as it was sent.
+
+examples:
+  gateway dead-letters show --reason 0x87 --limit 5
+  gateway dead-letters show --device boiler-7 | jq -r .body
+"""
+
+_REQUEUE: Final = """\
+Publish dead letters again, now, with the settings mqtt.*; the topic is made anew from mqtt.topic,
+and the client id is that of the gateway with "-requeue" behind it. What the broker takes leaves
+the files, what it refuses again stays: then the exit code is 10; 9 when the broker cannot be
+reached. Ctrl-C ends it at any time, and keeps what was not taken.
+
+examples:
+  gateway dead-letters requeue --config gateway.toml
+  gateway dead-letters requeue --reason 0x87 --device boiler-7
+"""
+
+_DROP: Final = """\
+Remove dead letters for good. To remove all of them, say --yes.
+
+examples:
+  gateway dead-letters drop --reason 0x99
+  gateway dead-letters drop --yes
 """
 
 
@@ -197,14 +293,79 @@ def _log_ls(args: argparse.Namespace) -> int:
     loaded = _load(args)
     from gateway import log_tools
 
-    return log_tools.ls(loaded.config.log.path, args.records)
+    return log_tools.ls(loaded.config.log, args.records)
 
 
 def _log_verify(args: argparse.Namespace) -> int:
     loaded = _load(args)
     from gateway import log_tools
 
-    return log_tools.verify(loaded.config.log.path)
+    return log_tools.verify(loaded.config.log.path, args.all, args.json)
+
+
+def _log_dump(args: argparse.Namespace) -> int:
+    loaded = _load(args)
+    from gateway import log_dump
+
+    output = None if args.output in (None, "-") else Path(args.output)
+    return log_dump.run(loaded.config.log.path, _selection(args), output)
+
+
+def _selection(args: argparse.Namespace) -> "Selection":
+    from gateway.errors import ConfigError
+    from gateway.log_dump import Selection
+    from gateway.log_tools import parse_timestamp
+
+    def time(option: str, text: str | None) -> int | None:
+        try:
+            return None if text is None else parse_timestamp(text)
+        except ValueError as error:
+            raise ConfigError(f"--{option} {text}: {error}") from None
+
+    since_ns, until_ns = time("since", args.since), time("until", args.until)
+    everything = args.all or since_ns is not None or until_ns is not None
+    return Selection(args.start, args.end, since_ns, until_ns, args.device, everything)
+
+
+def _log_replay(args: argparse.Namespace) -> int:
+    loaded = _load(args)
+    from gateway import log_replay
+
+    args.all = True
+    return log_replay.run(loaded.config, _selection(args), args.yes)
+
+
+def _log_resize(args: argparse.Namespace) -> int:
+    from gateway import config
+    from gateway.errors import ConfigError
+
+    try:
+        capacity = f"log.capacity_bytes={args.capacity}"
+        loaded = config.load(args.config, sets=[*args.set, capacity])
+    except ConfigError as error:
+        own = "log.capacity_bytes: "
+        problems = (
+            text.replace("from --set,", "from --capacity,") if text.startswith(own) else text
+            for text in error.problems
+        )
+        raise ConfigError(*problems) from None
+    from gateway import log_resize
+
+    return log_resize.resize(loaded.config.log.path, loaded.config.log.capacity_bytes)
+
+
+def _dead_letters(args: argparse.Namespace) -> int:
+    loaded = _load(args)
+    from gateway import dead_letter_tools as tools
+
+    if args.dead_letters == "ls":
+        return tools.ls(loaded.config)
+    selection = tools.Selection.of(args.reason, args.device)
+    if args.dead_letters == "show":
+        return tools.show(loaded.config, selection, args.limit)
+    if args.dead_letters == "drop":
+        return tools.drop(loaded.config, selection, args.yes)
+    return tools.requeue(loaded.config, selection)
 
 
 def _version(_: argparse.Namespace) -> int:
@@ -241,15 +402,44 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--url", default="http://127.0.0.1:8000", help="the gateway (%(default)s)")
     demo.add_argument("--rate", type=_positive, default=50, help="events a second (%(default)s)")
     demo.add_argument("--count", type=_positive, default=300, help="events in all (%(default)s)")
-    log = commands.add_parser("log", help="look at a log without a gateway")
-    logs = log.add_subparsers(metavar="COMMAND", required=True)
-    ls = _add(logs, "ls", _log_ls, "print what a log holds", _LS, settings)
-    ls.add_argument(
-        "--records", type=_positive, default=0, metavar="N", help="also list the first N that wait"
-    )
-    _add(logs, "verify", _log_verify, "check a log for damage", _VERIFY, settings)
+    _add_log(commands, settings)
+    _add_dead_letters(commands, settings)
     _add(commands, "version", _version, "print the version", "Print the version.")
     return parser
+
+
+def _add_dead_letters(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    settings: argparse.ArgumentParser,
+) -> None:
+    parser = commands.add_parser(
+        "dead-letters",
+        help="look at events that the broker refused for good, publish or drop them",
+        description=_DEAD_LETTERS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(metavar="COMMAND", required=True)
+    some = argparse.ArgumentParser(add_help=False)
+    for option, text in (
+        ("reason", "those with this reason code (0x87, 135) or `poison`"),
+        ("device", "those of this device"),
+    ):
+        some.add_argument(
+            f"--{option}", action="append", default=[], help=f"only {text}; may be repeated"
+        )
+    for name, short, text in (
+        ("ls", "count them by reason, device and topic", "Print how many there are, and why."),
+        ("show", "print them as JSON, a line each", _DEAD_LETTERS_SHOW),
+        ("requeue", "publish them again", _REQUEUE),
+        ("drop", "remove them for good", _DROP),
+    ):
+        chosen = () if name == "ls" else (some,)
+        action = _add(actions, name, _dead_letters, short, text, settings, *chosen)
+        action.set_defaults(dead_letters=name)
+        if name == "show":
+            action.add_argument("--limit", type=_positive, default=0, metavar="N", help="at most N")
+        if name == "drop":
+            action.add_argument("--yes", action="store_true", help="really all of them")
 
 
 def _add(
@@ -269,6 +459,53 @@ def _add(
     )
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_log(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    settings: argparse.ArgumentParser,
+) -> None:
+    log = commands.add_parser(
+        "log", help="look at a log without a gateway, or resize it", description=_LOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    logs = log.add_subparsers(metavar="COMMAND", required=True)
+    ls = _add(logs, "ls", _log_ls, "print what a log holds", _LS, settings)
+    ls.add_argument(
+        "--records", type=_positive, default=0, metavar="N", help="also list the first N that wait"
+    )
+    verify = _add(logs, "verify", _log_verify, "check a log for damage", _VERIFY, settings)
+    verify.add_argument("--all", action="store_true", help="the whole ring, not only what waits")
+    verify.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    dump = _add(logs, "dump", _log_dump, "print records as NDJSON", _DUMP, settings)
+    dump.add_argument(
+        "--all", action="store_true", help="also what is published and not yet written over"
+    )
+    dump.add_argument("--output", metavar="FILE", help="a new file, there once it is whole")
+    _add_range(dump)
+    replay = _add(logs, "replay", _log_replay, "publish events again", _REPLAY, settings)
+    _add_range(replay)
+    replay.add_argument("--yes", action="store_true", help="also when that is everything")
+    resize = _add(logs, "resize", _log_resize, "change a log's capacity", _RESIZE, settings)
+    resize.add_argument(
+        "--capacity", required=True, metavar="SIZE", help="a power of two, such as 1GiB"
+    )
+
+
+def _add_range(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="start", type=_lsn, metavar="LSN", help="the first position")
+    parser.add_argument(
+        "--to", dest="end", type=_lsn, metavar="LSN", help="the position behind the last"
+    )
+    parser.add_argument("--since", metavar="TIME", help="received then or later (RFC 3339)")
+    parser.add_argument("--until", metavar="TIME", help="received before then (RFC 3339)")
+    parser.add_argument("--device", metavar="ID", help="only events of this device")
+
+
+def _lsn(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError("must be a position (lsn), as `gateway log ls` prints it")
+    return int(text)
 
 
 def _positive(text: str) -> int:

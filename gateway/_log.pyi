@@ -94,6 +94,18 @@ class Log:
     @staticmethod
     def scan(path: str) -> Log:
         """Read-only and without a lock: what recovery would find. Nothing is written."""
+    sinks: tuple[str, ...]
+    """Names of the cursors, in the order of their numbers."""
+
+    def next(self, lsn: int, limit: int) -> Record | None:
+        """Of a scanned log: the first whole record of any kind that begins in [lsn, limit), also below the cursors;
+        right also while a gateway writes to the file."""
+
+    def resize(
+        self, path: str, capacity_bytes: int, progress: Callable[[int], Any] | None = None
+    ) -> int:
+        """Of a scanned log, under its lock: write it with another capacity to `path`, sync, read back. Returns the
+        position from which on records are in it. Raises LogError, LogCorrupt; then nothing is left at `path`."""
     path: str | None
     recovery: Recovery | None
     shared_fd: int

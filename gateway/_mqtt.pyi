@@ -27,7 +27,7 @@ class Packet(NamedTuple):
     lsn: int | None
 
 class Refusal(NamedTuple):
-    """The first record that holds the window."""
+    """A record that holds the window."""
 
     lsn: int
     reason: int
@@ -50,6 +50,8 @@ class View(NamedTuple):
     acks: int
     oldest_sent_ns: int
     """CLOCK_MONOTONIC; 0 when nothing is in flight."""
+    oldest_lsn: int
+    """Its record; 0 when nothing is in flight."""
     corrupt_lsn: int
     """The log is corrupt here and nothing is read on; 0 when it is not."""
 
@@ -94,9 +96,14 @@ class Window:
     def feed(self, data: bytes | bytearray | memoryview) -> list[Packet] | None:
         """Take bytes from the broker. Raises ProtocolError."""
 
-    def refusal(self) -> Refusal | None: ...
+    def refusals(self) -> list[Refusal]:
+        """All records that hold the window, in the log's order."""
+
     def dead_letter(self, lsn: int) -> bool:
-        """The refused record has a durable dead letter: the cursor may pass it. False: no such record."""
+        """The refused record has a durable dead letter and is marked in the log: the cursor may pass it.
+
+        False: no such refused record.
+        """
     held: bool
     """Nothing new is sent: a record was refused, or the log is corrupt."""
     lsn: int

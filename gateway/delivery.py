@@ -3,9 +3,13 @@
     follower thread    log.follow: walks what is committed, fills holes of dead ones (GIL released)
           │ call_soon_threadsafe, at most one call outstanding
           ▼
-    event loop         Publisher: fills the MQTT window from the log, moves the cursor on PUBACK
+    event loop         first: dead letters on file are marked in the log (in a thread)
+                       Publisher: fills the MQTT window from the log, moves the cursor on PUBACK
                        EmbeddedBroker, when mqtt.url = embedded
     committer thread   log.run_committer: fdatasync, durable and reclaim move (GIL released)
+
+Follower and event loop count their rounds, at least one a second each (beat_follower, beat_loop):
+the supervisor ends a delivery process whose rounds stand still.
 
 Nothing is kept here that a SIGKILL could lose: the next delivery process starts from the log.
 
@@ -32,7 +36,8 @@ from typing import Final
 
 import uvloop
 
-from gateway import _log, metrics, process
+from gateway import _log, dead_letters, metrics, process
+from gateway.dead_letters import DeadLetters
 from gateway.embedded_broker import EmbeddedBroker
 from gateway.errors import ConfigError, Exit, GatewayError, PortBusy
 from gateway.mqtt import LinkStatus
@@ -40,9 +45,13 @@ from gateway.process import Launch
 from gateway.publisher import Publisher
 
 FOLLOW_MS: Final = 1000
-PAUSE_S: Final = 0.0003
+REST_US: Final = 300
 """After progress the follower rests so long: under load it wakes the loop some 3000 times a second,
-not once an event. An event that comes after a rest is passed on at once."""
+not once an event. An event that comes after a rest is passed on at once; while somebody waits for
+an acknowledgement the rest is shorter."""
+BEAT_S: Final = 1.0
+BEATS_A_LOOK: Final = 5
+"""The size of the dead letters is looked up every so many beats: tools change it too."""
 EMBEDDED_HOST: Final = "127.0.0.1"
 
 _logger: Final = logging.getLogger(__name__)
@@ -57,11 +66,14 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[Exit] = self._loop.create_future()
         self._told = False
+        self._beats = 0
+        self._dead_letters = DeadLetters.of(launch.config, log.identity, metrics.SINK)
         try:
             self._publisher = Publisher(
                 log,
                 log.sink(metrics.SINK),
                 launch.config.mqtt,
+                self._dead_letters,
                 on_status=self._on_status,
                 status_file=process.mqtt_status_path(launch.config),
             )
@@ -77,6 +89,8 @@ class Delivery:
         broker = await self._start_broker()
         self._committer.start()
         self._follower.start()
+        self._beat()
+        await asyncio.to_thread(self._mark_dead_letters)
         publishing = asyncio.create_task(self._publisher.run())
         publishing.add_done_callback(self._publisher_ended)
         code = await self._end
@@ -138,6 +152,36 @@ class Delivery:
             self._log.state = _log.FAILED
             self._finish(Exit.LOG_FAILED)
 
+    def _mark_dead_letters(self) -> None:
+        try:
+            marked = self._dead_letters.mark_in(self._log)
+        except OSError as error:
+            _logger.error(
+                "the dead letters in %s cannot be read (%s): events that are there may be published"
+                " again; look at the disk, and at the owner of the folder",
+                self._dead_letters.folder,
+                error.strerror or error,
+            )
+        else:
+            if marked:
+                _logger.info("%d events in the log have a dead letter", marked)
+
+    def _beat(self) -> None:
+        """Once a second."""
+        self._count("beat_loop")
+        if self._beats % BEATS_A_LOOK == 0:
+            with contextlib.suppress(OSError):
+                self._log.counter_set(
+                    _log.BLOCK_DELIVERY,
+                    _log.COUNTERS["dead_letter_bytes"],
+                    dead_letters.total_bytes(self._dead_letters.folder),
+                )
+        self._beats += 1
+        self._loop.call_later(BEAT_S, self._beat)
+
+    def _count(self, counter: str) -> None:
+        self._log.counter_add(_log.BLOCK_DELIVERY, _log.COUNTERS[counter])
+
     # ---- threads ---------------------------------------------------------------------------------
 
     def _commit(self) -> None:
@@ -153,12 +197,13 @@ class Delivery:
             seen = 0
             while True:
                 committed = self._log.follow(seen, FOLLOW_MS)
+                self._count("beat_follower")
                 if committed != seen:
                     seen = committed
                     if not self._told:
                         self._told = True
                         self._loop.call_soon_threadsafe(self._tell)
-                    time.sleep(PAUSE_S)
+                    self._log.rest(REST_US)
         except BaseException:
             _logger.critical("the follower failed", exc_info=True)
             with contextlib.suppress(RuntimeError):  # the loop may be closed

@@ -45,11 +45,11 @@ class Exit(enum.IntEnum):
     ORPHANED = 7
     """A child whose supervisor was gone before it began."""
     DAMAGED = 8
-    """`log verify` found damage below the durable watermark."""
+    """`log verify` found damage below the durable watermark; `log resize` refuses to copy it."""
     UNREACHABLE = 9
-    """`demo` could not reach a gateway."""
+    """`demo` could not reach a gateway, `log replay` or `dead-letters requeue` no broker."""
     REFUSED = 10
-    """`demo` had events refused."""
+    """`demo`, `log replay` or `dead-letters requeue` had events refused."""
     INTERRUPTED = 130
 
 

@@ -91,9 +91,6 @@ REASONS: Final[Mapping[int, str]] = {
 }
 """Reason codes (2.4), and the CONNACK return codes of 3.1.1 below 0x10."""
 
-TRANSIENT_REASONS: Final = frozenset({0x80, 0x83, 0x97})
-"""PUBACK reasons that ask for patience; every other one from 0x80 on is a refusal for good."""
-
 
 class CodecError(Exception):
     """A control packet from the other side is malformed or against the protocol."""
@@ -151,6 +148,8 @@ class MqttSettings(Protocol):
     def inflight_max(self) -> int: ...
     @property
     def keep_alive_s(self) -> int: ...
+    @property
+    def poison_attempts(self) -> int: ...
     @property
     def puback_timeout_ms(self) -> int: ...
     @property
@@ -404,7 +403,8 @@ class LinkStatus:
 
     state: str = "starting"
     """starting, connecting, connected, waiting (to connect again), refused (the broker or TLS says
-    no), taken_over, held (a record was refused), draining, closed."""
+    no), taken_over, held (an event was refused for now, or the disk takes no dead letters),
+    dead_letters_full, draining, closed."""
     broker: str = ""
     last_error: str = ""
     """The last failure and the next step; kept after it is over."""

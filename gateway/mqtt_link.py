@@ -7,43 +7,40 @@
 
 Deadlines, one timer for all of them, none that polls:
 - PUBACK: the oldest packet in flight is older than `mqtt.puback_timeout_ms` → lost.
+- Quiet: a connection that carries suspects first proves well (`gateway.retry.Suspects`).
 - Keep-alive (3.1.2.10): PINGREQ when nothing was sent, or nothing came, for the keep-alive;
   nothing at all for 1.5 × keep-alive → lost. TCP_USER_TIMEOUT does the same for bytes that nobody
   acknowledges.
 """
 
 import asyncio
-import enum
+import errno
 import socket
 import ssl
 import time
-from typing import Final, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from gateway import mqtt
 from gateway._mqtt import Packet, ProtocolError, View, Window
 from gateway.mqtt import Connack, MqttSettings, printable
+from gateway.retry import BLAMES_IN_FLIGHT, BUSY_CONNACKS, LONG_DISCONNECTS, Kind, Lost
 
 LATE_S: Final = 0.5
 """A timer this late means the process was stopped: what waits in the socket is read first."""
 
 
-class Kind(enum.Enum):
-    """What the loss of a connection asks for."""
-
-    AWAY = "waiting"
-    REFUSED = "refused"
-    TAKEN_OVER = "taken_over"
+NETWORK_DEATHS: Final = frozenset(
+    {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
+)
+"""Ends of a connection that no broker has chosen."""
 
 
-class Lost(Exception):
-    """The connection is over, or never came to be."""
+class Terms(NamedTuple):
+    """On what a connection goes on after CONNACK."""
 
-    def __init__(self, reason: str, kind: Kind = Kind.AWAY, suspect: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.kind = kind
-        self.suspect = suspect
-        """The session is not to be trusted: the next CONNECT asks for a clean one."""
+    keep_alive_s: int
+    quiet_s: float = 0.0
+    """Nothing is published for so long."""
 
 
 class Owner(Protocol):
@@ -51,17 +48,17 @@ class Owner(Protocol):
 
     @property
     def client_id(self) -> str: ...
-    def accept(self, link: "Link", connack: Connack) -> int:
-        """CONNACK: obey it and return the keep-alive in seconds, or raise Lost."""
+    def accept(self, link: "Link", connack: Connack) -> Terms:
+        """CONNACK: obey it, or raise Lost."""
 
     def refused(self, packet: Packet) -> None:
-        """A PUBACK with an error came; the window holds by itself."""
+        """A PUBACK with an error came; the window holds by itself. May raise Lost."""
 
     def check_held(self, view: View) -> None:
         """The window holds, in flight or not."""
 
     def moved(self) -> None:
-        """PUBACKs may have moved the cursor."""
+        """The cursor may have moved."""
 
 
 class Link(asyncio.Protocol):
@@ -84,6 +81,7 @@ class Link(asyncio.Protocol):
         self._ended = False
         """Whatever still comes must not reach the window: the next link may have it by now."""
         self._paused = False
+        self._quiet: asyncio.TimerHandle | None = None
         self._keep_alive_s = 0.0
         self._puback_timeout_s = settings.puback_timeout_ms / 1000
         self._sent_s = self._received_s = time.monotonic()
@@ -129,7 +127,8 @@ class Link(asyncio.Protocol):
             self._lose(self._lost_before_connack(exc))
             return
         how = f"failed: {printable(str(exc))}" if exc is not None else "was closed by the broker"
-        self._lose(Lost(f"the connection {how}"))
+        died = isinstance(exc, OSError) and exc.errno in NETWORK_DEATHS
+        self._lose(Lost(f"the connection {how}", blames_in_flight=not died))
 
     def _lost_before_connack(self, exc: Exception | None) -> Lost:
         tls = self._settings.broker is not None and self._settings.broker.tls
@@ -150,10 +149,13 @@ class Link(asyncio.Protocol):
 
     # ---- sending ---------------------------------------------------------------------------
 
-    def _opened(self, keep_alive_s: int) -> None:
+    def _opened(self, terms: Terms) -> None:
         """CONNACK is accepted: publish."""
         self._open = True
+        keep_alive_s = terms.keep_alive_s
         self._keep_alive_s = float(keep_alive_s)
+        if terms.quiet_s:
+            self._quiet = self._loop.call_later(terms.quiet_s, self._quiet_over)
         sock = self._socket()
         if sock is not None and keep_alive_s:
             # Half-open: bytes nobody acknowledges end it when the keep-alive would (RFC 5482).
@@ -161,10 +163,15 @@ class Link(asyncio.Protocol):
         self.pump()
         self._arm()
 
+    def _quiet_over(self) -> None:
+        self._quiet = None
+        self.pump()
+        self._owner.moved()  # events that are marked as dead need no PUBACK
+
     def pump(self) -> None:
         """Send what may be sent."""
         transport = self._transport
-        if transport is None or not self._open or transport.is_closing():
+        if transport is None or not self._open or self._quiet or transport.is_closing():
             return
         sent = False
         while not self._paused:
@@ -188,7 +195,7 @@ class Link(asyncio.Protocol):
 
     def goodbye(self, reason: int) -> None:
         """DISCONNECT, then close once it is written."""
-        self._cancel_timer()
+        self._stop_timers()
         if self._transport is not None and not self._transport.is_closing():
             if self._open:
                 self._transport.write(mqtt.disconnect_packet(reason))
@@ -197,7 +204,7 @@ class Link(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close without waiting for anything."""
-        self._cancel_timer()
+        self._stop_timers()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.abort()
         self._open, self._ended = False, True
@@ -211,6 +218,9 @@ class Link(asyncio.Protocol):
             except mqtt.CodecError as error:
                 self._violated(str(error))
                 return
+            except Lost as lost:
+                self._lose(lost)
+                return
 
     def _handle_one(self, packet: Packet) -> None:
         if packet.type == mqtt.PUBACK:
@@ -219,38 +229,39 @@ class Link(asyncio.Protocol):
             self._pinged = False
         elif packet.type == mqtt.CONNACK and not self.accepted.done():
             # Here and now: more may stand behind it in the same segment.
-            try:
-                keep_alive_s = self._owner.accept(
-                    self, mqtt.parse_connack(packet.flags, packet.body)
-                )
-            except Lost as lost:
-                self._lose(lost)
-                return
+            terms = self._owner.accept(self, mqtt.parse_connack(packet.flags, packet.body))
             self.accepted.set_result(None)
-            self._opened(keep_alive_s)
+            self._opened(terms)
         elif packet.type == mqtt.DISCONNECT and self._open:
-            goodbye = mqtt.parse_disconnect(packet.flags, packet.body)
-            if goodbye.reason == 0x8E:
-                self._lose(
-                    Lost(
-                        "another client took over the session of client id"
-                        f" {printable(self._owner.client_id)} ({goodbye});"
-                        " is a second gateway running with the same mqtt.client_id?",
-                        Kind.TAKEN_OVER,
-                    )
-                )
-            else:
-                self._lose(Lost(f"the broker disconnected: {goodbye}"))
+            raise self._disconnected(mqtt.parse_disconnect(packet.flags, packet.body))
         else:
             self._violated(f"packet type {packet.type} out of place (4.13)")
+
+    def _disconnected(self, goodbye: mqtt.Goodbye) -> Lost:
+        if goodbye.reason == 0x8E:
+            return Lost(
+                "another client took over the session of client id"
+                f" {printable(self._owner.client_id)} ({goodbye});"
+                " is a second gateway running with the same mqtt.client_id?",
+                Kind.TAKEN_OVER,
+            )
+        blames = goodbye.reason in BLAMES_IN_FLIGHT
+        return Lost(
+            f"the broker disconnected: {goodbye}",
+            Kind.REFUSED if goodbye.reason in LONG_DISCONNECTS else Kind.AWAY,
+            new_session=blames,
+            blames_in_flight=blames,
+            code=goodbye.reason,
+        )
 
     def _violated(self, why: str) -> None:
         """The broker broke the protocol: say so (4.13.1), leave, and do not trust its session."""
         self.goodbye(0x82)
-        self._lose(Lost(f"protocol error: {why}", suspect=True))
+        self._lose(Lost(f"protocol error: {why}", new_session=True))
 
     def _lose(self, lost: Lost) -> None:
         self._open, self._ended = False, True
+        self._stop_timers()
         if not self.accepted.done():
             self.accepted.set_exception(lost)
         elif not self.gone.done():
@@ -285,6 +296,12 @@ class Link(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_timers(self) -> None:
+        self._cancel_timer()
+        if self._quiet is not None:
+            self._quiet.cancel()
+            self._quiet = None
 
     def _tick(self) -> None:
         self._timer = None
@@ -345,7 +362,7 @@ def connect_refused(connack: Connack) -> Lost:
         0x9C: "change mqtt.url",
         0x9D: "change mqtt.url",
     }.get(connack.reason)
-    busy = connack.reason in (0x88, 0x89, 0x97, 0x9F)
+    busy = connack.reason in BUSY_CONNACKS
     return Lost(
         f"the broker refuses the connection: {connack}" + (f"; {step}" if step else ""),
         Kind.AWAY if busy else Kind.REFUSED,

@@ -10,19 +10,19 @@ The log makes its file under another name and renames it when it is whole.
 
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from gateway import _log, listeners
 from gateway.config import Config
 from gateway.errors import ConfigError, Exit, GatewayError, PortBusy
+from gateway.log_tools import private, progress, sync_folder
 from gateway.metrics import SINK
 
 LOCK_WAIT_S: Final = 5.0
@@ -65,7 +65,7 @@ def open_log(config: Config) -> Opened:
     path = config.log.path
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder_fd = _lock_folder(path.parent)
+        folder_fd = lock_folder(path.parent)
         if not path.exists():
             _create(path, config.log.capacity_bytes)
         lock_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -82,7 +82,7 @@ def open_log(config: Config) -> Opened:
     if log.capacity_bytes != config.log.capacity_bytes:
         _logger.warning(
             "log.capacity_bytes = %d has no effect: %s was made with %d, and keeps it. To change"
-            " it, let the log drain, stop the gateway and move the file away",
+            " it, stop the gateway and run `gateway log resize`",
             config.log.capacity_bytes,
             path,
             log.capacity_bytes,
@@ -119,18 +119,18 @@ def _next_step(number: int | None) -> str:
 
 def _create(path: Path, capacity_bytes: int) -> None:
     _logger.info("making %s: %d MiB, once", path, capacity_bytes // MIB)
-    with _progress("making the log", capacity_bytes) as show:
+    with progress("making the log", capacity_bytes) as show:
         _log.create(str(path), capacity_bytes, show)
 
 
-def _lock_folder(directory: Path) -> int:
+def lock_folder(directory: Path) -> int:
     """One gateway a folder, also when gateway.log is moved away or replaced under a running one."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    _patiently(directory, BlockingIOError, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    patiently(directory, BlockingIOError, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
     return fd
 
 
-def _patiently(directory: Path, locked: type[Exception], attempt: Callable[[], Any]) -> Any:
+def patiently(directory: Path, locked: type[Exception], attempt: Callable[[], Any]) -> Any:
     """`attempt` until it does not raise `locked`; DirectoryLocked after LOCK_WAIT_S."""
     until = 0.0
     while True:
@@ -150,24 +150,6 @@ def _patiently(directory: Path, locked: type[Exception], attempt: Callable[[], A
             time.sleep(0.05)
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a line that is rewritten on a terminal, and nothing elsewhere."""
-    terminal = sys.stderr.isatty()
-    shown = 0.0
-
-    def show(done: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if terminal and now - shown > 0.1:
-            shown = now
-            print(f"\r{what}: {100 * done // total:3d} %", end="", file=sys.stderr, flush=True)
-
-    yield show
-    if terminal:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 def _open(path: Path, lock_fd: int) -> _log.Log:
     accept_corruption = False
 
@@ -176,7 +158,7 @@ def _open(path: Path, lock_fd: int) -> _log.Log:
 
     while True:
         try:
-            log: _log.Log = _patiently(path.parent, _log.LogLocked, attempt)
+            log: _log.Log = patiently(path.parent, _log.LogLocked, attempt)
             return log
         except _log.LogCorrupt as damage:
             if accept_corruption:
@@ -191,7 +173,12 @@ def _open(path: Path, lock_fd: int) -> _log.Log:
 
 def _set_aside(path: Path, damage: _log.LogCorrupt) -> None:
     """Keep what is there now: the new epoch writes over the damage."""
-    aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = path.with_name(f"{path.name}.corrupt-{now}")
+    for number in itertools.count(2):  # a copy of other damage is not written over
+        if not aside.exists():
+            break
+        aside = path.with_name(f"{path.name}.corrupt-{now}-{number}")
     partial = aside.with_name(aside.name + ".partial")
     found = damage.recovery
     _logger.critical(
@@ -203,22 +190,19 @@ def _set_aside(path: Path, damage: _log.LogCorrupt) -> None:
         aside,
     )
     try:
-        with open(path, "rb") as source, open(partial, "wb", opener=_private) as copy:
+        with open(path, "rb") as source, open(partial, "wb", opener=private) as copy:
             size = os.fstat(source.fileno()).st_size
-            with _progress("copying the damaged log", size) as show:
+            with progress("copying the damaged log", size) as show:
                 _copy(source.fileno(), copy.fileno(), size, show)
             os.fsync(copy.fileno())
         os.rename(partial, aside)
+        sync_folder(path.parent)  # its name is on the disk before the damage is written over
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise LogUnusable(
             f"{path} is damaged, and there is no room for a copy at {aside} ({error.strerror});"
             f" free {path.stat().st_size // MIB} MiB or move {path} away"
         ) from None
-
-
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)
 
 
 def _copy(source: int, target: int, size: int, show: Callable[[int], None]) -> None:

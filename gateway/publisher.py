@@ -5,14 +5,13 @@ out; `gateway.mqtt_link` moves bytes between it and a socket; this module decide
 the broker is away or says no.
 
     run:  connect ── CONNACK ──▶ connected ──(lost)──▶ wait ──▶ connect ...
-             │                       │ ▲
-             │ refused, TLS          │ │ a record was refused: stop, let the rest come home,
-             ▼                       ▼ │ wait, start over from the cursor one by one
+             │                       │ ▲                 │
+             │ refused, TLS          │ │ gateway.refusals │ the last strike of an event that
+             ▼                       ▼ │                 ▼ breaks connections: dead letter first
           wait long, alarm          held
 
-Promises (guarantees 3-5, 12, 13, 19)
-- Nothing is passed that the broker did not confirm. A refused record holds the cursor, with an
-  alarm, until it is accepted; nothing is dropped.
+Promises (guarantees 3-5, 12-14, 19)
+- Nothing is passed that the broker did not confirm, or that has no durable dead letter.
 - An unanswered PUBLISH is never sent again on the same connection (4.4): after `puback_timeout_ms`
   the connection is dropped. A session that the broker still has is resumed (same ids, DUP); else
   publishing starts from the cursor.
@@ -20,8 +19,8 @@ Promises (guarantees 3-5, 12, 13, 19)
   stable.
 - Nothing polls: one timer a connection, at the next deadline that matters.
 
-Crash story: nothing here outlives the process. The next one starts with a clean session from the
-stored cursor.
+The policy is in `gateway.retry`. Crash story: nothing here outlives the process. The next one
+starts with a clean session from the stored cursor, and passes what is marked in the log as dead.
 """
 
 import asyncio
@@ -36,9 +35,12 @@ from typing import Final
 from gateway import _log, mqtt
 from gateway._log import Log
 from gateway._mqtt import Packet, View, Window
+from gateway.dead_letters import Shelf
 from gateway.errors import ConfigError, GatewayError
-from gateway.mqtt import Connack, LinkStatus, MqttSettings, broker_name, printable, reason_name
-from gateway.mqtt_link import Kind, Link, Lost, connect_failure, connect_refused
+from gateway.mqtt import Connack, LinkStatus, MqttSettings, broker_name, printable
+from gateway.mqtt_link import Link, Terms, connect_failure, connect_refused
+from gateway.refusals import FULL, Refusals
+from gateway.retry import QUIET_S, Alarms, Backoff, Kind, Lost, Suspects
 from gateway.settings import parse_topic
 
 LOGGER = logging.getLogger("gateway.publisher")
@@ -55,32 +57,6 @@ STABLE_S: Final = 10.0
 STABLE_WITH_ACK_S: Final = 3.0
 """The same for a connection on which the broker acknowledged something."""
 
-ALARM_INTERVAL_S: Final = 60.0
-"""The same alarm is logged again after this."""
-
-
-class Backoff:
-    """Full jitter (Brooker, "Exponential Backoff and Jitter"): random(0, min(cap, base * 2^n))."""
-
-    def __init__(self, base_s: float, cap_s: float, draw: Callable[[], float]) -> None:
-        self._base_s, self._cap_s, self._draw = base_s, cap_s, draw
-        self.attempts = 0
-
-    def next_s(self) -> float:
-        """Seconds to wait before the next attempt."""
-        bound = min(self._cap_s, self._base_s * 2.0 ** min(self.attempts, 60))
-        self.attempts += 1
-        return bound * self._draw()
-
-    def long_s(self) -> float:
-        """The same for what time alone does not mend: between half the cap and the cap."""
-        self.attempts += 1
-        return self._cap_s * (0.5 + 0.5 * self._draw())
-
-    def reset(self) -> None:
-        """The other side has proved well."""
-        self.attempts = 0
-
 
 class Publisher:
     """Publishes what is committed in `log` to the broker, and moves the cursor of `sink`.
@@ -95,14 +71,18 @@ class Publisher:
         log: Log,
         sink: int,
         settings: MqttSettings,
+        dead_letters: Shelf,
         *,
         on_status: Callable[[LinkStatus], None] | None = None,
         status_file: Path | None = None,
         draw: Callable[[], float] = random.random,
         stable_s: float = STABLE_S,
         stable_with_ack_s: float = STABLE_WITH_ACK_S,
+        quiet_s: float = QUIET_S,
     ) -> None:
         """Raises ConfigError when a setting cannot be used (topic, certificate files).
+
+        `dead_letters` takes what the broker will never take; it is called in a thread.
 
         `on_status` is called, and `status_file` replaced, at each change of `status`. `draw` gives
         0 ... 1 for the jitter.
@@ -115,7 +95,6 @@ class Publisher:
             self._tls = mqtt.tls_context(settings) if broker.tls else None
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        self._topic = topic
         self._log = log
         self._settings = settings
         self._broker = broker
@@ -133,7 +112,19 @@ class Publisher:
         )
         cap_s = settings.backoff_max_ms / 1000
         self._backoff = Backoff(settings.backoff_base_ms / 1000, cap_s, draw)
-        self._patience = Backoff(settings.backoff_base_ms / 1000, cap_s, draw)
+        self._alarms = Alarms(LOGGER)
+        self._refusals = Refusals(
+            self,
+            log,
+            sink,
+            self.window,
+            dead_letters,
+            topic,
+            Backoff(settings.backoff_base_ms / 1000, cap_s, draw),
+            self._alarms,
+        )
+        self._suspects = Suspects(settings.poison_attempts, quiet_s)
+        self._quiet_s, self._acks_at_poison = 0.0, -1
         self._stable_s, self._stable_with_ack_s = stable_s, stable_with_ack_s
         self.status = LinkStatus(broker=self.name)
         self._on_status, self._status_file = on_status, status_file
@@ -144,10 +135,7 @@ class Publisher:
         self._closing = False
         self._closed = asyncio.Event()
         self._drained: asyncio.Future[None] | None = None
-        self._alarms: dict[str, float] = {}
-        """When each text was logged, CLOCK_MONOTONIC seconds; those of the last minute."""
-        self._held_lsn = -1
-        self._retry: asyncio.TimerHandle | None = None
+        self._failure: BaseException | None = None
         self._set_status("starting")
 
     # ---- for the delivery process ----------------------------------------------------------
@@ -161,24 +149,32 @@ class Publisher:
             while True:
                 started = time.monotonic()
                 acks = self.window.look().acks
+                self._quiet_s = 0.0
                 try:
                     await self._connect_once()
                 except Lost as lost:
-                    wait_s = self._after(lost, time.monotonic() - started, acks)
+                    ended = lost
                 self._count("mqtt_connected", 0)
+                acked = self.window.look().acks > acks
+                wait_s = self._after(ended, time.monotonic() - started, acked)
+                if await self._set_poison_aside(ended, acked):
+                    wait_s = self._backoff.next_s()
                 await asyncio.sleep(wait_s)
         except asyncio.CancelledError:
+            if self._failure is not None:
+                raise self._failure from None
             if not self._closing:
                 raise
         finally:
             self._count("mqtt_connected", 0)
-            self._cancel_retry()
+            await self._refusals.close()
             self._closed.set()
 
     def on_committed(self) -> None:
         """More may be committed. On the loop's thread; cheap when there is nothing."""
         if self._connection is not None:
             self._connection.pump()
+            self.moved()
 
     @property
     def idle(self) -> bool:
@@ -224,8 +220,7 @@ class Publisher:
             password = self._settings.read_password()
         except GatewayError as error:
             raise Lost(str(error), Kind.REFUSED) from None
-        held = self.window.refusal() is not None
-        self._clean_start = not self._resumable or held
+        self._clean_start = not self._resumable or self.window.look().refused > 0
         self._resumable = False
         self.window.connect()
         connection = Link(self, self.window, self._settings)
@@ -277,8 +272,8 @@ class Publisher:
             self._connection = None
             connection.abort()
 
-    def accept(self, link: Link, connack: Connack) -> int:
-        """CONNACK: obey it and return the keep-alive in seconds, or raise Lost."""
+    def accept(self, link: Link, connack: Connack) -> Terms:
+        """CONNACK: obey it, or raise Lost."""
         if connack.mqtt_311 or connack.reason in (0x01, 0x84):
             raise Lost(
                 f"the broker answered {connack} in the manner of MQTT 3.1.1: the gateway needs a"
@@ -292,7 +287,7 @@ class Publisher:
             raise Lost(
                 "protocol error: CONNACK has session present though a clean one was asked for"
                 " (3.2.2.1.1)",
-                suspect=True,
+                new_session=True,
             )
         if connack.qos_max < 1:
             raise Lost(
@@ -303,7 +298,8 @@ class Publisher:
         if connack.client_id is not None:
             self.client_id = connack.client_id
         self._resumable = connack.session_expiry_s is None or connack.session_expiry_s > 0
-        self._cancel_retry()
+        self._refusals.connected()
+        self._quiet_s = self._suspects.quiet_s(self.window.lsn)
         self.window.open(connack.session_present, connack.receive_maximum, connack.packet_bytes_max)
         keep_alive_s = (
             self._settings.keep_alive_s if connack.keep_alive_s is None else connack.keep_alive_s
@@ -323,22 +319,21 @@ class Publisher:
         )
         self._connection = link
         self._set_status("connected" if self._drained is None else "draining")
-        return keep_alive_s
+        return Terms(keep_alive_s, self._quiet_s)
 
-    def _after(self, lost: Lost, lived_s: float, acks_before: int) -> float:
+    def _after(self, lost: Lost, lived_s: float, acked: bool) -> float:
         """Log the loss, set the status, and say how many seconds to wait."""
-        was_connected = self.status.state in ("connected", "held", "draining")
+        was_connected = self.status.state in ("connected", "held", FULL, "draining")
         self._count("mqtt_disconnects" if was_connected else "mqtt_connect_failures", 1)
-        if lost.suspect or lost.kind is not Kind.AWAY:
+        if lost.new_session or lost.kind is not Kind.AWAY:
             self._resumable = False
-        acked = self.window.look().acks > acks_before
         if was_connected and lived_s >= (self._stable_with_ack_s if acked else self._stable_s):
             self._backoff.reset()
             self._alarms.clear()
         long = lost.kind is not Kind.AWAY
         wait_s = self._backoff.long_s() if long else self._backoff.next_s()
         text = f"{self.name}: {lost.reason}"
-        self._alarm(
+        self._alarms.say(
             logging.ERROR if long else logging.WARNING,
             text,
             f"events stay in the log; next attempt in {wait_s:.1f} s",
@@ -346,84 +341,60 @@ class Publisher:
         self._set_status(lost.kind.value, text)
         return wait_s
 
-    # ---- a record that the broker refuses --------------------------------------------------
-
-    def refused(self, packet: Packet) -> None:
-        """A PUBACK with an error. The window holds by itself; this says so."""
-        assert packet.lsn is not None
-        words = printable(mqtt.puback_reason_string(packet.body))
-        self._say_held(
-            packet.lsn, packet.reason, f"the broker refuses {{}}: {{}} ({words})" if words else ""
-        )
-
-    def _say_held(self, lsn: int, reason: int, form: str = "") -> None:
-        record = self._log.read(lsn)
-        topic = self._topic.fill(record.device_id) if record is not None else "?"
-        form = form or "the broker refuses {}: {}"
-        text = f"{self.name}: " + form.format(
-            f"the event at lsn {lsn}, topic {printable(topic)}", reason_name(reason)
-        )
-        if reason in mqtt.TRANSIENT_REASONS:
-            self._alarm(logging.WARNING, text, "publishing waits and tries again")
-        else:
-            self._alarm(
-                logging.ERROR,
-                text,
-                "publishing stops here and tries again, nothing is dropped: allow this topic,"
-                " payload and size at the broker",
-            )
-        self._set_status("held", text)
-
-    def check_held(self, view: View) -> None:
-        """The window holds: once nothing is in flight, wait and start over from the cursor."""
-        if view.in_flight or self._retry is not None:
-            return
-        # Dead letters will come in here: a refusal for good gets a durable one, then
-        # window.dead_letter(lsn) lets the cursor pass it.
-        refusal = self.window.refusal()
-        if refusal is not None:
-            lsn = refusal.lsn
-            if not refusal.by_broker:
-                self._say_held(
-                    lsn,
-                    refusal.reason,
-                    f"cannot publish {{}}: {{}} (a packet of {refusal.bytes} bytes)",
-                )
-        else:
-            lsn = view.corrupt_lsn
-            text = f"the log is corrupt at lsn {lsn}: nothing behind it is published"
-            self._alarm(logging.ERROR, text, "run: gateway log verify")
-            self._set_status("held", text)
-        if lsn != self._held_lsn:
-            self._held_lsn = lsn
-            self._patience.reset()
-        self._retry = asyncio.get_running_loop().call_later(
-            self._patience.next_s(), self._try_again
-        )
-
-    def _try_again(self) -> None:
-        self._retry = None
-        if self._connection is not None and self.window.start_over():
-            self._connection.pump()
-
-    def _cancel_retry(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+    async def _set_poison_aside(self, lost: Lost, acked: bool) -> bool:
+        """What was in flight when the broker ended the connection is sent one by one from here on.
+        True: an event had its last strike, and has a dead letter now."""
+        view = self.window.look()
+        if not (lost.blames_in_flight and view.in_flight):
+            return False
+        proved = acked or self._quiet_s > 0
+        poison = self._suspects.connection_ended(view, time.monotonic_ns(), proved)
+        self.window.probe(self._suspects.until_lsn - 1)
+        if poison is None:
+            return False
+        await self._refusals.poison(poison, lost.code, self._suspects.strikes)
+        self._resumable = False  # a session that is resumed wants it again (4.4)
+        if view.acks > self._acks_at_poison:  # else it may be the broker that takes nothing
+            self._backoff.reset()
+        self._acks_at_poison = view.acks
+        return True
 
     # ---- for the connection ----------------------------------------------------------------
 
+    def refused(self, packet: Packet) -> None:
+        """A PUBACK with an error. The window holds by itself."""
+        self._refusals.answered(packet)
+
+    def check_held(self, view: View) -> None:
+        """The window holds."""
+        self._refusals.check(view)
+
     def moved(self) -> None:
-        """PUBACKs came in."""
+        """The cursor may have moved."""
         if self._drained is not None and not self._drained.done() and self.idle:
             self._drained.set_result(None)
-        if (
-            self.status.state == "held"
-            and not self.window.held
-            and self.window.lsn > self._held_lsn
-        ):
-            LOGGER.info("%s: the event at lsn %d is accepted now", self.name, self._held_lsn)
-            self._set_status("connected")
+        state = self.status.state
+        if state not in ("held", FULL) or self.window.held:
+            return
+        if state == FULL or self.window.lsn > self._refusals.lsn:
+            LOGGER.info("%s: publishing goes on at lsn %d", self.name, self.window.lsn)
+            self._set_status("connected" if self._drained is None else "draining")
+
+    # ---- for what holds the window ---------------------------------------------------------
+
+    def held(self, state: str, error: str) -> None:
+        """Publishing waits."""
+        self._set_status(state, error)
+
+    def passed(self) -> None:
+        """Dead letters may have moved the cursor and opened the window."""
+        self.on_committed()
+
+    def failed(self, error: BaseException) -> None:
+        """End `run` with this."""
+        self._failure = error
+        if self._task is not None:
+            self._task.cancel()
 
     def _count(self, counter: str, value: int) -> None:
         index = _log.COUNTERS[counter]
@@ -431,16 +402,6 @@ class Publisher:
             self._log.counter_set(_log.BLOCK_DELIVERY, index, value)
         else:
             self._log.counter_add(_log.BLOCK_DELIVERY, index, value)
-
-    def _alarm(self, level: int, text: str, next_step: str) -> None:
-        """Log, but the same text at most once a minute, also when others come between."""
-        now_s = time.monotonic()
-        self._alarms = {t: at for t, at in self._alarms.items() if now_s - at < ALARM_INTERVAL_S}
-        if text in self._alarms:
-            level = logging.DEBUG
-        else:
-            self._alarms[text] = now_s
-        LOGGER.log(level, "%s; %s", text, next_step)
 
     def _set_status(self, state: str, error: str | None = None) -> None:
         status = self.status.to(state, error)

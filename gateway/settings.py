@@ -124,7 +124,7 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             le=1 << 40,
             description="Size of the log, a power of two, allocated at once. It holds what the"
             " broker has not acknowledged: rate x event size x longest outage. Fixed once the log"
-            " exists.",
+            " exists; `gateway log resize` changes it.",
         ),
     ] = 256 * MIB
     commit_interval_ms: Annotated[

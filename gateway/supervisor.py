@@ -29,6 +29,7 @@ from typing import Final
 from gateway import _log, logs, metrics, opening, process
 from gateway.children import HUNG_S, TICK_S, Child, Children, Pulse, how
 from gateway.config import Config
+from gateway.dead_letters import DeadLetters
 from gateway.errors import Exit, PortBusy
 from gateway.listeners import Listeners
 from gateway.rolling import POLL_S, Roll
@@ -72,6 +73,7 @@ class Supervisor:
         process.raise_descriptor_limit()
         sockets = opening.bind(self._config)
         self._log, lock_fd, _ = opening.open_log(self._config)
+        self._mark_dead_letters()
         self._pulse = Pulse(self._log)
         self._children = Children(self._log, lock_fd, self._config, self._selector, self._died)
         self._listeners = Listeners(sockets)
@@ -109,6 +111,12 @@ class Supervisor:
             signal.signal(number, signal.SIG_IGN)  # comes then would take the exit code's place
         self._log.close()
         return self._code
+
+    def _mark_dead_letters(self) -> None:
+        try:
+            DeadLetters.of(self._config, self._log.identity, metrics.SINK).mark_in(self._log)
+        except OSError as error:  # the delivery process tries again, and says what follows from it
+            _logger.warning("the dead letters cannot be read: %s", error)
 
     def _step(self) -> None:
         due = [self._looked_s + (TICK_S if self._roll is None else POLL_S)]

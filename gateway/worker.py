@@ -224,8 +224,7 @@ class App:
                 (link.get("state") == "held", "the broker refuses an event: publishing stops"),
                 (
                     link.get("state") == "dead_letters_full",
-                    "the dead-letter files are full: publishing stops until `gateway dead-letters`"
-                    " makes room",
+                    "the dead letters are full: publishing stops; see `gateway dead-letters ls`",
                 ),
                 (
                     self._hung_lately(),

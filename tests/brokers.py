@@ -2,6 +2,7 @@
 
     async with ScriptedBroker(script) as broker: ... # script(peer) plays each connection
     async with RecordingBroker(file) as broker: ...  # broker.port
+    async with FaultProxy(broker.port) as proxy: ... # stands before one, and spoils the bytes' way
     python -m tests.brokers record --port P --file F # the same as a process; says its port
 
 The recording broker appends one JSON line a PUBLISH (topic, payload, dup, id, client) to its file
@@ -214,12 +215,14 @@ class Peer:
         return connect
 
     async def publish(self) -> Publish:
-        """The next PUBLISH; PINGREQs are answered on the way."""
+        """The next PUBLISH; PINGREQs are answered on the way. Raises EOFError at a DISCONNECT."""
         while True:
             first, body = await self.packet()
             if first == PINGREQ << 4:
                 self.send(packet(PINGRESP << 4, b""))
                 continue
+            if first >> 4 == DISCONNECT:
+                raise EOFError
             assert first >> 4 == PUBLISH, f"packet type {first >> 4}"
             return read_publish(first, body)
 
@@ -326,6 +329,93 @@ class ScriptedBroker:
         finally:
             self._tasks.discard(task)
             writer.close()
+
+
+class FaultProxy:
+    """A TCP proxy before a broker. Its faults may be switched at any time, for all connections."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self.port, self._upstream_port = 0, upstream_port
+        self.black_hole = False
+        """What is sent is swallowed, both ways; the connection stays."""
+        self.deaf = False
+        """Nothing is read any more: the sender's buffers fill."""
+        self.segment_bytes = 65536
+        """At most so many bytes a segment."""
+        self.delay_s = 0.0
+        """Before each piece is passed on."""
+        self.accepted = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "FaultProxy":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def reset(self) -> None:
+        """RST to every client."""
+        for writer in self._open():
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    def half_close(self) -> None:
+        """FIN to every client; what they send is still read."""
+        for writer in self._open():
+            writer.write_eof()
+
+    def _open(self) -> list[asyncio.StreamWriter]:
+        return [writer for writer in self._writers if not writer.transport.is_closing()]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        self.accepted += 1
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        there: asyncio.StreamWriter | None = None
+        try:
+            back, there = await asyncio.open_connection("127.0.0.1", self._upstream_port)
+            ways = {
+                asyncio.create_task(self._way(reader, there)),
+                asyncio.create_task(self._way(back, writer)),
+            }
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            self._tasks.discard(task)
+            writer.close()
+            if there is not None:
+                there.close()
+
+    async def _way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                while self.deaf:
+                    await asyncio.sleep(0.01)
+                for at in range(0, len(data), self.segment_bytes):
+                    if self.black_hole:
+                        break
+                    if self.delay_s:
+                        await asyncio.sleep(self.delay_s)
+                    writer.write(data[at : at + self.segment_bytes])
+                    await writer.drain()
+                    await asyncio.sleep(0)
 
 
 class RecordingBroker:

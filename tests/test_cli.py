@@ -19,7 +19,14 @@ from gateway import __version__, _log, demo, log_tools, supervisor
 from gateway._validator import validate
 from gateway.config import Config, example
 
-COMMANDS = ["serve", "config", "demo", "log ls", "log verify", "version"]
+COMMANDS = [
+    "serve",
+    "config",
+    "demo",
+    "log",
+    *(f"log {command}" for command in ("ls", "verify", "dump", "replay", "resize")),
+    "version",
+]
 MIB = 1 << 20
 
 
@@ -86,6 +93,11 @@ def test_version_is_printed_without_loading_what_it_does_not_need() -> None:
         (["demo", "--url", "https://x"], 2, "write http://HOST:PORT"),
         (["log", "ls", "--set", "log.directory=/nowhere"], 6, "/nowhere/gateway.log: no log there"),
         (["log", "verify", "--set", "log.directory=/nowhere"], 6, "no log there"),
+        (["log", "dump", "--set", "log.directory=/nowhere"], 6, "no log there"),
+        (["log", "dump", "--from", "-1"], 2, "must be a position (lsn), as `gateway log ls`"),
+        (["log", "dump", "--until", "noon"], 2, "--until noon: write an RFC 3339 time"),
+        (["log", "resize"], 2, "--capacity"),
+        (["log", "replay"], 2, "mqtt.url is not set"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -243,8 +243,7 @@ def test_refusals_tell_lsn_reason_and_words(one: OneLog) -> None:
     assert packet.lsn == one.log.cursor(0).lsn
     assert mqtt.puback_reason_string(packet.body) == "come back later"
     assert window.held
-    refusal = window.refusal()
-    assert refusal is not None
+    (refusal,) = window.refusals()
     assert refusal[:3] == (packet.lsn, 0x97, True)
 
 
@@ -253,8 +252,7 @@ def test_a_record_above_the_brokers_packet_size_is_held(one: OneLog) -> None:
     window = Window(one.log, 0, b"telemetry/", b"")
     window.open(False, 65535, 60)
     assert window.fill() is None
-    refusal = window.refusal()
-    assert refusal is not None
+    (refusal,) = window.refusals()
     assert (refusal.reason, refusal.by_broker) == (PACKET_TOO_LARGE, False)
 
 

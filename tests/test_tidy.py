@@ -26,13 +26,9 @@ LAYERS = {
     "native": ["_log", "_validator", "_mqtt"],
     "words": ["errors", "logs", "settings", "config", "http", "mqtt", "process", "metrics"],
     "work": [
-        "log_tools",
-        "listeners",
-        "opening",
-        "mqtt_link",
-        "publisher",
-        "embedded_broker",
-        "waiting",
+        *("log_tools", "log_dump", "listeners", "opening", "log_resize", "dead_letters", "retry"),
+        *("refusals", "mqtt_link", "publisher", "scratch", "log_replay", "dead_letter_tools"),
+        *("embedded_broker", "waiting"),
     ],
     "assembly": ["worker", "delivery", "children", "rolling", "supervisor"],
     "doors": ["frontends.granian", "demo", "__main__"],
@@ -50,7 +46,7 @@ LINES_MAX = 500
 LONGER = {
     "_native/gw_log.c": 620,  # claim, walk, reap: one protocol over the same words
     "_native/gw_log_recover.c": 750,
-    "_native/gw_mqtt.c": 700,
+    "_native/gw_mqtt.c": 720,
     "_native/gw_validator_pass.h": 620,  # one pass, one state
     "_native/log.pyx": 600,  # bindings, boring
     "gateway/embedded_broker.py": 600,

@@ -403,15 +403,15 @@ static void test_a_refused_record_holds_the_cursor_and_the_window(void)
         seen s[8];
         gw_refusal r;
         gw_window_open(w, false, 65535, 0);
-        CHECK(!gw_window_refusal(w, &r));
+        CHECK(!gw_window_refusals(w, &r, 1));
         CHECK(fill(w, s, 8) == 3);
         CHECK(puback(w, s[1].id, reasons[i]) == GW_MQTT_REFUSED);
-        CHECK(gw_window_refusal(w, &r) && r.lsn == log->record[1].lsn && r.reason == reasons[i] && r.by_broker);
+        CHECK(gw_window_refusals(w, &r, 1) && r.lsn == log->record[1].lsn && r.reason == reasons[i] && r.by_broker);
         CHECK(!gw_window_start_over(w)); /* two are in flight */
         CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && puback(w, s[2].id, -1) == GW_MQTT_OK);
         CHECK(fill(w, s + 3, 5) == 0); /* nothing new meanwhile */
         CHECK(log->cursor.lsn == log->record[1].lsn && log->cursor.published == 1);
-        CHECK(gw_window_start_over(w) && !gw_window_refusal(w, &r));
+        CHECK(gw_window_start_over(w) && !gw_window_refusals(w, &r, 1));
         CHECK(fill(w, s, 8) == 1); /* alone, until it has passed */
         CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK);
         CHECK(fill(w, s, 8) == 3);
@@ -431,35 +431,94 @@ static void test_a_packet_above_the_maximum_is_never_sent(void)
     CHECK(strlen(BODY) == 19);
     gw_window_open(w, false, 65535, bytes);
     gw_refusal r;
-    CHECK(fill(w, s, 4) == 1);
-    CHECK(gw_window_refusal(w, &r) && r.reason == GW_REASON_PACKET_TOO_LARGE && !r.by_broker);
+    CHECK(fill(w, s, 4) == 2); /* the round goes on behind it */
+    CHECK(gw_window_refusals(w, &r, 1) == 1 && r.reason == GW_REASON_PACKET_TOO_LARGE && !r.by_broker);
     CHECK(r.lsn == log->record[1].lsn && r.bytes == bytes + 6);
-    CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK);
-    CHECK(fill(w, s, 4) == 0 && log->cursor.lsn == r.lsn);
-    CHECK(gw_window_start_over(w) && fill(w, s, 4) == 0 && gw_window_refusal(w, &r));
+    CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && puback(w, s[1].id, -1) == GW_MQTT_OK);
+    CHECK(fill(w, s, 4) == 0 && log->cursor.lsn == r.lsn && log->cursor.published == 1);
     gw_window_connect(w);
     gw_window_open(w, false, 65535, bytes + 5);
-    CHECK(fill(w, s, 4) == 0);
+    CHECK(fill(w, s, 4) == 1 && gw_window_refusals(w, &r, 1) == 1);
     gw_window_connect(w);
     gw_window_open(w, false, 65535, bytes + 6); /* at the limit */
     CHECK(fill(w, s, 4) == 1 && puback(w, s[0].id, -1) == GW_MQTT_OK && fill(w, s, 4) == 1);
     done(w, log);
 }
 
+static void test_records_that_are_too_large_are_found_together(void)
+{
+    gw_log *log = log_of(3000);
+    seen s[4];
+    gw_window *w = window_of(log, 10);
+    static gw_refusal r[4096];
+    gw_window_open(w, false, 65535, 20);
+    CHECK(fill(w, s, 4) == 0);
+    unsigned found = gw_window_refusals(w, r, 4096);
+    CHECK(found == 1024 && gw_window_refusals(w, r, 7) == 7); /* the window's span: one fdatasync for all of them */
+    for (unsigned i = 0; i < found; i++)
+        CHECK(r[i].lsn == log->record[i].lsn);
+    for (unsigned i = found; i-- > 0;) { /* in any order; the cursor passes when the first one may */
+        CHECK(log->cursor_stores == 0);
+        CHECK(gw_window_dead_letter(w, log->record[i].lsn));
+    }
+    CHECK(log->cursor.dead_lettered == 1024 && log->cursor.ordinal == 1024 && log->cursor_stores == 1);
+    done(w, log);
+}
+
 static void test_a_dead_letter_lets_the_cursor_pass_and_is_counted(void)
 {
-    gw_log *log = log_of(3);
-    gw_window *w = window_of(log, 10);
-    seen s[4];
+    gw_log *log = log_of(20);
+    gw_window *w = window_of(log, 3);
+    seen s[8];
     gw_window_open(w, false, 65535, 0);
     CHECK(fill(w, s, 4) == 3);
     CHECK(puback(w, s[0].id, 0x99) == GW_MQTT_REFUSED);
-    CHECK(puback(w, s[1].id, -1) == GW_MQTT_OK);
+    CHECK(puback(w, s[1].id, -1) == GW_MQTT_OK && fill(w, s + 3, 5) == 0);
     CHECK(!gw_window_dead_letter(w, log->record[1].lsn) && !gw_window_dead_letter(w, log->record[2].lsn));
+    CHECK(!gw_window_dead_letter(w, log->record[0].lsn + 8) && !gw_window_dead_letter(w, log->record[9].lsn));
+    CHECK(!gw_window_dead_letter(w, 0) && !gw_window_dead_letter(w, UINT64_MAX));
     CHECK(gw_window_dead_letter(w, log->record[0].lsn) && !gw_window_dead_letter(w, log->record[0].lsn));
     CHECK(log->cursor.lsn == log->record[2].lsn && log->cursor.ordinal == 2);
     CHECK(log->cursor.published == 1 && log->cursor.dead_lettered == 1);
+    CHECK(fill(w, s + 3, 5) == 2 && gw_window_look(w).in_flight == 3); /* as wide as before, at once */
     done(w, log);
+}
+
+static void test_a_record_marked_as_dead_is_passed_unsent(void)
+{
+    gw_log *log = log_of(5000);
+    gw_window *w = window_of(log, 10);
+    seen s[10];
+    for (unsigned i = 1; i < 4998; i++)
+        log->record[i].dead = 1;
+    log->record[4998].dead = 2; /* another sink's */
+    gw_window_open(w, false, 65535, 0);
+    CHECK(fill(w, s, 10) == 1); /* as many as the window may span, while the first is out */
+    CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && fill(w, s, 10) == 2);
+    CHECK(log->cursor.lsn == log->record[4998].lsn && log->cursor.dead_lettered == 4997 && log->cursor.published == 1);
+    CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && puback(w, s[1].id, -1) == GW_MQTT_OK);
+    CHECK(log->cursor.ordinal == 5000 && log->cursor.published == 3);
+    CHECK(log->counters.word[GW_COUNTER_PUBLISH_SENT] == 3 && log->counters.word[GW_COUNTER_MQTT_NEGATIVE_ACKS] == 0);
+    done(w, log);
+}
+
+static void test_a_record_marked_while_it_was_out_is_not_sent_again(void)
+{
+    for (int resumed = 0; resumed < 2; resumed++) {
+        gw_log *log = log_of(3);
+        gw_window *w = window_of(log, 10);
+        seen s[4];
+        gw_window_open(w, false, 65535, 0);
+        CHECK(fill(w, s, 4) == 3);
+        CHECK(gw_window_look(w).oldest_lsn == log->record[0].lsn);
+        log->record[0].dead = 1;
+        gw_window_connect(w);
+        gw_window_open(w, resumed, 65535, 0);
+        CHECK(fill(w, s, 4) == 2 && s[0].first == (resumed ? 0x3a : 0x32));
+        CHECK(log->cursor.lsn == log->record[1].lsn && log->cursor.dead_lettered == 1);
+        CHECK(gw_window_look(w).oldest_lsn == log->record[1].lsn);
+        done(w, log);
+    }
 }
 
 static void test_records_that_cannot_become_a_publish_hold(void)
@@ -478,7 +537,7 @@ static void test_records_that_cannot_become_a_publish_hold(void)
         seen s[2];
         gw_refusal r;
         gw_window_open(w, false, 65535, 0);
-        CHECK(fill(w, s, 2) == 0 && gw_window_refusal(w, &r) && r.reason == bad[i].reason && !r.by_broker);
+        CHECK(fill(w, s, 2) == 0 && gw_window_refusals(w, &r, 1) && r.reason == bad[i].reason && !r.by_broker);
         CHECK(log->cursor_stores == 0);
         done(w, log);
     }
@@ -651,7 +710,10 @@ int main(void)
     test_forgotten_session_is_published_again_from_the_cursor_without_dup();
     test_a_refused_record_holds_the_cursor_and_the_window();
     test_a_packet_above_the_maximum_is_never_sent();
+    test_records_that_are_too_large_are_found_together();
     test_a_dead_letter_lets_the_cursor_pass_and_is_counted();
+    test_a_record_marked_as_dead_is_passed_unsent();
+    test_a_record_marked_while_it_was_out_is_not_sent_again();
     test_records_that_cannot_become_a_publish_hold();
     test_a_corrupt_record_is_never_published_or_passed();
     test_other_packets_are_handed_out_in_order();

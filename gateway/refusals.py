@@ -1,0 +1,266 @@
+"""What becomes of events that hold the window: dead letters for what is final, patience for the
+rest.
+
+    PUBACK ≥ 0x80, or no PUBLISH can be made of it
+        │ final: the records that hold the window now, together
+        ├──▶ one append, one fdatasync (in a thread) ─▶ mark_dead each ─▶ the window passes each
+        │       └─ full, or the disk says no: nothing is passed, alarm, try again with backoff
+        │ later, perhaps: once nothing is in flight
+        └──▶ wait with backoff ─▶ start over from the cursor, one by one up to that record
+
+A record that is marked in the log already is on file: it is passed, and not written again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from gateway import mqtt
+from gateway._log import Log, Record
+from gateway._mqtt import Packet, Refusal, View, Window
+from gateway.dead_letters import DeadLetter, DeadLettersFull, Shelf
+from gateway.mqtt import printable, reason_name
+from gateway.retry import Alarms, Backoff, Lost, Puback, after_puback
+from gateway.settings import TopicTemplate
+
+FULL: Final = "dead_letters_full"
+"""State of the link while nothing can be set aside."""
+
+
+class Host(Protocol):
+    """What is asked of the publisher."""
+
+    name: str
+
+    def held(self, state: str, error: str) -> None:
+        """Publishing waits here; `state` is "held" or FULL."""
+
+    def passed(self) -> None:
+        """Dead letters may have moved the cursor and opened the window."""
+
+    def failed(self, error: BaseException) -> None:
+        """What can never happen did: end."""
+
+
+class Refusals:
+    """The records of one sink that hold its window. On the loop's thread."""
+
+    def __init__(
+        self,
+        host: Host,
+        log: Log,
+        sink: int,
+        window: Window,
+        shelf: Shelf,
+        topic: TopicTemplate,
+        patience: Backoff,
+        alarms: Alarms,
+    ) -> None:
+        self._host, self._log, self._sink, self._window = host, log, sink, window
+        self._shelf, self._topic, self._patience, self._alarms = shelf, topic, patience, alarms
+        self._words: dict[int, str] = {}
+        """What the broker said of a record, until it has its dead letter."""
+        self._task: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self.lsn = -1
+        """The record that waits, or the last one that did."""
+
+    # ---- from the connection ---------------------------------------------------------------
+
+    def answered(self, packet: Packet) -> None:
+        """A PUBACK with an error; the window holds by itself. Raises Lost when the connection has
+        to end."""
+        assert packet.lsn is not None
+        verdict = after_puback(packet.reason)
+        words = printable(mqtt.puback_reason_string(packet.body))
+        if verdict is Puback.RECONNECT:
+            raise Lost(
+                f"the broker answers a PUBLISH with {reason_name(packet.reason)}", new_session=True
+            )
+        if verdict is Puback.WAIT:
+            self._say_held(packet.lsn, packet.reason, words)
+        elif words:
+            self._words[packet.lsn] = words
+
+    def check(self, view: View) -> None:
+        """The window holds."""
+        if self._task is not None or self._retry is not None:
+            return
+        refusals = self._window.refusals()
+        final = [refusal for refusal in refusals if _is_final(refusal)]
+        if final:
+            self._task = asyncio.get_running_loop().create_task(self._set_aside(final))
+            self._task.add_done_callback(self._ended)
+            return
+        if view.in_flight:  # let the rest come home: a late PUBACK must not meet a new entry
+            return
+        if refusals:
+            lsn = refusals[0].lsn
+        else:
+            lsn = view.corrupt_lsn
+            text = f"the log is corrupt at lsn {lsn}: nothing behind it is published"
+            self._alarms.say(logging.ERROR, text, "run: gateway log verify")
+            self._host.held("held", text)
+        if lsn != self.lsn:
+            self.lsn = lsn
+            self._patience.reset()
+        self._try_later()
+
+    def connected(self) -> None:
+        """A new connection: look again at once."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._task is None:
+            self._words.clear()
+
+    async def close(self) -> None:
+        """What is being written is marked before the log goes away."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    # ---- later, perhaps --------------------------------------------------------------------
+
+    def _say_held(self, lsn: int, reason: int, words: str) -> None:
+        text = f"{self._host.name}: the broker refuses {self._event(lsn)}: {reason_name(reason)}"
+        text += f" ({words})" if words else ""
+        self._alarms.say(
+            logging.WARNING, text, "publishing waits and tries again", f"waits {reason}"
+        )
+        self._host.held("held", text)
+
+    def _event(self, lsn: int) -> str:
+        record = self._log.read(lsn)
+        topic = "?" if record is None else self._topic.fill(record.device_id)
+        return f"the event at lsn {lsn}, topic {printable(topic)}"
+
+    def _try_later(self) -> None:
+        self._retry = asyncio.get_running_loop().call_later(
+            self._patience.next_s(), self._try_again
+        )
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if not any(map(_is_final, self._window.refusals())):
+            self._window.start_over()
+        self._host.passed()
+
+    # ---- dead letters ----------------------------------------------------------------------
+
+    async def _set_aside(self, refusals: Sequence[Refusal]) -> None:
+        passed: list[int] = []
+        letters: list[DeadLetter] = []
+        for refusal in refusals:
+            record = self._read(refusal.lsn)
+            if record.dead >> self._sink & 1:
+                passed.append(refusal.lsn)
+                continue
+            text = self._words.pop(refusal.lsn, "")
+            if not refusal.by_broker and refusal.bytes:
+                text = f"not sent: a packet of {refusal.bytes} bytes"
+            elif not refusal.by_broker:
+                text = "not sent: no PUBLISH can be made of it"
+            letters.append(
+                DeadLetter(
+                    record,
+                    self._topic.fill(record.device_id),
+                    refusal.reason,
+                    False,
+                    text,
+                    int(refusal.by_broker),
+                )
+            )
+        done = await self._write(letters) if letters else 0
+        passed += [letter.record.lsn for letter in letters[:done]]
+        for lsn in passed:
+            self._window.dead_letter(lsn)
+        if done < len(letters):
+            for letter in letters[done:]:
+                self._words[letter.record.lsn] = letter.text
+        if passed:
+            self._patience.reset()
+        elif letters:
+            self._try_later()
+
+    async def poison(self, lsn: int, reason: int | None, attempts: int) -> None:
+        """Set aside the event that broke connections. Comes back when it is durable."""
+        record = self._read(lsn)
+        letter = DeadLetter(
+            record,
+            self._topic.fill(record.device_id),
+            reason,
+            True,
+            f"the broker closed the connection {attempts} times with this event alone in flight",
+            attempts,
+        )
+        while not record.dead >> self._sink & 1 and not await self._write([letter]):
+            await asyncio.sleep(self._patience.next_s())
+
+    async def _write(self, letters: Sequence[DeadLetter]) -> int:
+        """How many of the first ones are durable and marked."""
+        loop = asyncio.get_running_loop()
+        try:
+            done = await loop.run_in_executor(None, self._shelf.append, letters)
+        except DeadLettersFull as problem:
+            self._cannot(FULL, str(problem))
+            return 0
+        except OSError as problem:
+            self._cannot(
+                "held",
+                f"dead letters cannot be written ({problem.strerror or problem}): free some space,"
+                " and look at the disk",
+            )
+            return 0
+        for letter in letters[:done]:
+            self._mark(letter.record)
+        self._say_set_aside(letters[:done])
+        return done
+
+    def _mark(self, record: Record) -> None:
+        if not self._log.mark_dead(self._sink, record.lsn, record.epoch):
+            raise RuntimeError(f"the log does not know the event at lsn {record.lsn} any more")
+
+    def _cannot(self, state: str, problem: str) -> None:
+        text = f"{self._host.name}: {problem}"
+        self._alarms.say(
+            logging.ERROR, text, "publishing waits, nothing is dropped, and tries again", state
+        )
+        self._host.held(state, text)
+
+    def _say_set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        for reason in {(letter.reason, letter.poison) for letter in letters}:
+            those = [letter for letter in letters if (letter.reason, letter.poison) == reason]
+            first = those[0]
+            why = "broke connections" if first.poison else reason_name(first.reason or 0)
+            text = f" ({first.text})" if first.text else ""
+            more = f", and {len(those) - 1} more," if len(those) > 1 else ""
+            self._alarms.say(
+                logging.ERROR,
+                f"{self._host.name}: dead letter: the event at lsn {first.record.lsn}, topic"
+                f" {printable(first.topic)}{more} set aside: {why}{text}",
+                "see `gateway dead-letters ls`; this is said once a minute",
+                f"dead letter {reason}",
+            )
+
+    def _read(self, lsn: int) -> Record:
+        record = self._log.read(lsn)
+        assert record is not None, "the window has read it"
+        return record
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._task = None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._host.failed(error)
+        else:
+            self._host.passed()
+
+
+def _is_final(refusal: Refusal) -> bool:
+    return not refusal.by_broker or after_puback(refusal.reason) is Puback.DEAD_LETTER
