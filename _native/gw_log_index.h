@@ -13,7 +13,7 @@
  * Insert of L, its record written but for the marker, h the head last walked:
  *   prev[L] = h; CAS head h -> L. Lost to h': if h' > L, commit L as VOID and start over with a look-up; else walk h'
  *   down to h: the key is there, commit VOID and start over; it is not, again with h = h'.
- * Two producers with one key: both insert into one chain, and the second one's CAS fails or its look-up finds the first.
+ * Two producers with one key insert into one chain: the second one's CAS fails, or its look-up finds the first.
  *
  * Dereference of L: fields and link by relaxed loads; acquire fence; load tail; tail > L + capacity: what was read may
  * be torn, the chain ends here. The fence pairs with the release fence of a producer between its claim and its first

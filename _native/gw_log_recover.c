@@ -1,4 +1,4 @@
-/* gw_log_recover.c - create, map, open (recovery), scan, attach.
+/* gw_log_recover.c - map, open (recovery), scan, attach.
  *
  * Recovery (docs/log.md, "Start"). c: least persisted cursor; W: persisted watermark; E: end of the last whole record.
  *
@@ -26,121 +26,11 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "gw_crc32c.h"
 #include "gw_log_index.h"
-
-static uint64_t realtime_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static uint64_t record_bytes_max(uint64_t capacity)
-{
-    uint64_t eighth = capacity / 8;
-    return eighth < (1u << 20) ? eighth : (1u << 20);
-}
-
-/* ---- create --------------------------------------------------------------------------------------------------- */
-
-static int write_page(int fd, const void *page, uint64_t offset)
-{
-    ssize_t n = pwrite(fd, page, GW_PAGE, (off_t)offset);
-    if (n == (ssize_t)GW_PAGE)
-        return 0;
-    if (n >= 0)
-        errno = ENOSPC;
-    return -1;
-}
-
-static int sync_directory_of(const char *path)
-{
-    char directory[PATH_MAX];
-    const char *slash = strrchr(path, '/');
-    if (!slash)
-        snprintf(directory, sizeof directory, ".");
-    else
-        snprintf(directory, sizeof directory, "%.*s", slash == path ? 1 : (int)(slash - path), path);
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    int result = fsync(fd);
-    close(fd);
-    return result;
-}
-
-static int fill(int fd, uint64_t capacity, int (*progress)(void *, uint64_t), void *context)
-{
-    static const uint8_t zero[GW_PAGE];
-    uint64_t total = GW_RING_OFFSET + capacity;
-    int full = posix_fallocate(fd, 0, (off_t)total);
-    if (full) {
-        errno = full;
-        return -1;
-    }
-    posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
-    for (uint64_t at = 0; at < total; at += GW_PAGE) {
-        if (write_page(fd, zero, at))
-            return -1;
-        if (progress && at % (8u << 20) == 0 && progress(context, at)) {
-            errno = EINTR;
-            return -1;
-        }
-    }
-    if (fsync(fd))
-        return -1;
-
-    gw_identity_page identity = {.magic = GW_LOG_MAGIC,
-                                 .version = GW_LOG_VERSION,
-                                 .capacity = capacity,
-                                 .record_bytes_max = record_bytes_max(capacity),
-                                 .created_at_ns = realtime_ns()};
-    if (getrandom(identity.secret, sizeof identity.secret, 0) != sizeof identity.secret ||
-        getrandom(&identity.identity, sizeof identity.identity, 0) != sizeof identity.identity)
-        return -1;
-    identity.crc = gw_crc32c(0, &identity, sizeof identity);
-    gw_slot_page slot = {.magic = GW_SLOT_MAGIC,
-                         .version = GW_LOG_VERSION,
-                         .sequence = 1,
-                         .watermark = GW_FIRST_LSN,
-                         .epoch = 1,
-                         .epochs = 1,
-                         .range = {{.start = GW_FIRST_LSN, .epoch = 1}}};
-    slot.crc = gw_crc32c(0, &slot, sizeof slot);
-    if (write_page(fd, &slot, 2 * GW_PAGE) || write_page(fd, &identity, 0))
-        return -1;
-    return fsync(fd);
-}
-
-gw_status gw_log_create(const char *path, uint64_t capacity, int (*progress)(void *, uint64_t), void *context,
-                        gw_error *error)
-{
-    if (capacity < GW_CAPACITY_MIN || capacity > GW_CAPACITY_MAX || (capacity & (capacity - 1)))
-        return gw_fail(error, GW_ERRNO, EINVAL, 0, "capacity is not a power of two in range");
-    char fresh[PATH_MAX];
-    if (snprintf(fresh, sizeof fresh, "%s.new", path) >= (int)sizeof fresh)
-        return gw_fail(error, GW_ERRNO, ENAMETOOLONG, 0, "creating the log");
-    if (access(path, F_OK) == 0)
-        return gw_fail(error, GW_ERRNO, EEXIST, 0, "creating the log");
-    /* Under another name until it is whole: a crash here leaves nothing that looks like a log. */
-    int fd = open(fresh, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
-        return gw_fail(error, GW_ERRNO, errno, 0, "creating the log");
-    if (fill(fd, capacity, progress, context) || rename(fresh, path) || sync_directory_of(path)) {
-        int why = errno;
-        unlink(fresh);
-        close(fd);
-        return gw_fail(error, GW_ERRNO, why, 0, "allocating and zeroing the log");
-    }
-    close(fd);
-    return GW_OK;
-}
 
 /* ---- identity and map ----------------------------------------------------------------------------------------- */
 
@@ -166,7 +56,7 @@ static gw_status read_identity(int fd, gw_identity_page *identity, gw_error *err
     identity->crc = crc;
     uint64_t capacity = identity->capacity;
     if (capacity < GW_CAPACITY_MIN || capacity > GW_CAPACITY_MAX || (capacity & (capacity - 1)) ||
-        identity->record_bytes_max != record_bytes_max(capacity))
+        identity->record_bytes_max != gw_record_bytes_max_of(capacity))
         return gw_fail(error, GW_NOT_A_LOG, 0, 0, "the identity page is not of this version");
     if ((uint64_t)stat.st_size != GW_RING_OFFSET + capacity)
         return gw_fail(error, GW_NOT_A_LOG, 0, 0, "the file's size is not that of its identity page (truncated?)");
@@ -198,7 +88,7 @@ gw_status gw_map(gw_log *log, int fd, uint64_t capacity, uint64_t mirror, gw_err
 static void unmap(gw_log *log)
 {
     if (log->file)
-        munmap(log->file, GW_RING_OFFSET + log->mask + 1 + record_bytes_max(log->mask + 1));
+        munmap(log->file, GW_RING_OFFSET + log->mask + 1 + gw_record_bytes_max_of(log->mask + 1));
     log->file = log->ring = NULL;
 }
 
@@ -341,7 +231,7 @@ static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret
 {
     uint64_t c = least_cursor(slot), w = slot->watermark;
     scan s = {.log = log, .slot = slot, .secret = secret, .limit = c + log->mask + 1};
-    s.record_bytes_max = record_bytes_max(log->mask + 1);
+    s.record_bytes_max = gw_record_bytes_max_of(log->mask + 1);
     for (unsigned i = 0; i < slot->epochs; i++)
         s.mix[i] = gw_mix(secret, slot->range[i].epoch);
     s.other_mix = gw_mix(secret, 0);

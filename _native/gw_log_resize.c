@@ -89,12 +89,6 @@ typedef struct copy {
     void *context;
 } copy;
 
-/* As gw_log_create has it; the scan at the end refuses a file where the two differ. */
-static uint64_t record_bytes_max(uint64_t capacity)
-{
-    return capacity / 8 < (1u << 20) ? capacity / 8 : 1u << 20;
-}
-
 static gw_status refuse(gw_error *error, gw_status status, uint64_t lsn, const char *form, uint64_t a, uint64_t b)
 {
     char text[sizeof error->text];
@@ -252,7 +246,7 @@ gw_status gw_log_resize(const gw_log *log, const gw_recovery *found, const char 
     copy c = {.log = log,
               .buffer = malloc(gw_log_record_bytes_max(log)),
               .capacity = capacity,
-              .record_bytes_max = record_bytes_max(capacity),
+              .record_bytes_max = gw_record_bytes_max_of(capacity),
               .end = gw_log_committed(log),
               .progress = progress,
               .context = context};

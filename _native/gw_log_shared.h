@@ -237,6 +237,12 @@ static inline bool gw_epoch_ok(const gw_epoch_range *range, unsigned epochs, uin
     return range[i].epoch == epoch;
 }
 
+/* The largest record of a log of this capacity. */
+static inline uint64_t gw_record_bytes_max_of(uint64_t capacity)
+{
+    return capacity / 8 < (1u << 20) ? capacity / 8 : 1u << 20;
+}
+
 /* The epoch whose range holds lsn; below the table any older one. */
 static inline uint64_t gw_epoch_at(const gw_epoch_range *range, unsigned epochs, uint64_t lsn)
 {

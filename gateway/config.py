@@ -38,8 +38,8 @@ from gateway.settings import (
     LogConfig,
     MqttConfig,
     Setting,
-    topic_problem,
 )
+from gateway.topics import topic_problem
 
 __all__ = [
     "NO_BROKER",

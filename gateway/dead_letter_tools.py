@@ -159,7 +159,6 @@ def requeue(config: Config, selection: Selection, stalled_s: float = STALLED_S) 
         print("no dead letters to requeue")
         return Exit.OK
     client_id = f"{config.mqtt.client_id or f'gateway-{first.log}'}-requeue"
-    PUBLISHER_LOGGER.setLevel("CRITICAL")  # said here, and once
     taken: set[Key] = set()
     refused: Counter[str] = Counter()
     flying: deque[Key] = deque()
@@ -190,10 +189,13 @@ def requeue(config: Config, selection: Selection, stalled_s: float = STALLED_S) 
             return await scratch.publish(records(), settled)
 
     with _alone(folder):
+        level = PUBLISHER_LOGGER.level
+        PUBLISHER_LOGGER.setLevel("CRITICAL")  # what it would log is said here, and once
         try:
             with Runner(loop_factory=uvloop.new_event_loop) as runner:
                 why = runner.run(publish())
         finally:
+            PUBLISHER_LOGGER.setLevel(level)
             if taken:
                 room = config.dead_letters.file_bytes_max
                 rewrite(folder, lambda line: line.key not in taken, room)

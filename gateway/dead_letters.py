@@ -47,10 +47,8 @@ from gateway.mqtt import REASONS
 
 FOLDER: Final = "dead-letters"
 """Beside the log."""
-
 POISON: Final = "poison"
 """Name of the reason of an event that broke connections."""
-
 LOCK_WAIT_S: Final = 5.0
 """A tool that rewrites files holds the lock no longer than this."""
 

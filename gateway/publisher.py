@@ -41,7 +41,7 @@ from gateway.mqtt import Connack, LinkStatus, MqttSettings, broker_name, printab
 from gateway.mqtt_link import Link, Terms, connect_failure, connect_refused
 from gateway.refusals import FULL, Refusals
 from gateway.retry import QUIET_S, Alarms, Backoff, Kind, Lost, Suspects
-from gateway.settings import parse_topic
+from gateway.topics import parse_topic
 
 LOGGER = logging.getLogger("gateway.publisher")
 

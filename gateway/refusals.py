@@ -22,7 +22,7 @@ from gateway._mqtt import Packet, Refusal, View, Window
 from gateway.dead_letters import DeadLetter, DeadLettersFull, Shelf
 from gateway.mqtt import printable, reason_name
 from gateway.retry import Alarms, Backoff, Lost, Puback, after_puback
-from gateway.settings import TopicTemplate
+from gateway.topics import TopicTemplate
 
 FULL: Final = "dead_letters_full"
 """State of the link while nothing can be set aside."""

@@ -23,7 +23,7 @@ from mqttools.common import (
 
 from gateway import _log, mqtt
 from gateway._mqtt import PACKET_TOO_LARGE, ProtocolError, Window
-from gateway.settings import parse_topic
+from gateway.topics import parse_topic
 from tests import brokers
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,7 @@ C += sorted(path for path in (ROOT / "tests" / "native").rglob("*") if path.suff
 # what stands before it.
 LAYERS = {
     "native": ["_log", "_validator", "_mqtt"],
-    "words": ["errors", "logs", "settings", "config", "http", "mqtt", "process", "metrics"],
+    "words": ["errors", "logs", "topics", "settings", "config", "http", "mqtt", "process", "metrics"],
     "work": [
         *("log_tools", "log_dump", "listeners", "opening", "log_resize", "dead_letters", "retry"),
         *("refusals", "mqtt_link", "publisher", "scratch", "log_replay", "dead_letter_tools"),
@@ -44,12 +44,13 @@ KNOWS = {
 LINES_MAX = 500
 # One noun that does not fit. Shorten the file, then the number; never the other way round.
 LONGER = {
-    "_native/gw_log.c": 620,  # claim, walk, reap: one protocol over the same words
-    "_native/gw_log_recover.c": 750,
+    "_native/gw_log.c": 540,  # claim and commit, with the small parts they are made of
+    "_native/gw_log_recover.c": 700,
     "_native/gw_mqtt.c": 720,
     "_native/gw_validator_pass.h": 620,  # one pass, one state
-    "_native/log.pyx": 600,  # bindings, boring
+    "_native/log.pyx": 820,  # bindings, boring
     "gateway/embedded_broker.py": 600,
+    "gateway/__main__.py": 540,  # help texts that teach
 }
 
 
