@@ -21,6 +21,8 @@ from benchmarks.harness import Benchmark, Context, Row
 def benchmarks() -> list[Benchmark]:
     """All of them, in the order of their table."""
     from benchmarks import (
+        acks,
+        dedupe,
         end_to_end,
         ingest,
         latency,
@@ -28,10 +30,14 @@ def benchmarks() -> list[Benchmark]:
         pipeline,
         publisher,
         recovery,
+        restart,
         validator,
     )
 
-    modules = (validator, ingest, pipeline, end_to_end, publisher, latency, recovery, memory)
+    modules = (
+        *(validator, ingest, dedupe, pipeline, acks, end_to_end, publisher, latency),
+        *(recovery, restart, memory),
+    )
     return [benchmark for module in modules for benchmark in module.BENCHMARKS]
 
 
@@ -55,7 +61,7 @@ def select(every: list[Benchmark], patterns: list[str] | None) -> list[Benchmark
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="about 2 minutes instead of 8")
+    parser.add_argument("--quick", action="store_true", help="about 3 minutes instead of 12")
     parser.add_argument(
         "--only",
         action="append",

@@ -1,19 +1,34 @@
-"""How are the peers that are written in C built?
+"""How are the peers that are written in C, and variants of the gateway's own modules, built?
 
-With the system's compiler, when a benchmark needs them.
+When a benchmark needs them: peers with the system's compiler, variants by setup.py.
 """
 
+import importlib
 import importlib.util
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 from benchmarks.harness import Failed
-from benchmarks.processes import program
+from benchmarks.processes import ROOT, environment, program
 
 PEERS: Final = Path(__file__).with_name("peers")
+
+_VARIANT: Final = """
+import sys
+import setuptools  # brings distutils where Python has none
+from distutils import core
+name, macro, lib, temp = sys.argv[1:]
+sys.argv = ["setup.py", "--quiet", "build_ext", "--build-lib", lib, "--build-temp", temp]
+distribution = core.run_setup("setup.py", sys.argv[1:], "commandline")
+distribution.ext_modules = [e for e in distribution.ext_modules if e.name == name]
+for extension in distribution.ext_modules:
+    extension.define_macros.append((macro, "1"))
+distribution.run_commands()
+"""
 
 
 def _compile(source: Path, output: Path, *flags: str) -> Path:
@@ -35,6 +50,31 @@ def module(name: str, directory: Path) -> ModuleType:
     built = _compile(
         PEERS / f"{name}.c", directory / f"{name}.so", "-shared", "-fPIC", f"-I{include}"
     )
+    return _load(name, built)
+
+
+def variant(name: str, macro: str, directory: Path) -> ModuleType:
+    """gateway.`name` with the sources and flags of setup.py, and one macro defined besides.
+
+    Another module beside the usual one: objects of both can live in one process, apart.
+    """
+    importlib.import_module(f"gateway.{name}")  # else Cython gives its name to the variant
+    library = directory / macro.lower()
+    arguments = (f"gateway.{name}", macro, str(library), str(directory / "temp"))
+    done = subprocess.run(
+        [sys.executable, "-c", _VARIANT, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    )
+    built = list(library.glob(f"gateway/{name}.*"))
+    if done.returncode or len(built) != 1:
+        raise Failed(f"cannot build gateway.{name} with {macro}: {done.stderr.strip()[-300:]}")
+    return _load(f"{macro.lower()}.{name}", built[0])
+
+
+def _load(name: str, built: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, built)
     if spec is None or spec.loader is None:
         raise Failed(f"cannot load {built}")

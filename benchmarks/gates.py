@@ -51,6 +51,13 @@ GATES: Final[dict[str, Gate]] = {
     "latency_ms_p50": Gate("value", "<=", 2, None),
     "latency_ms_p99": Gate("value", "<=", 15, None),
     "recovery_mib_per_second": Gate("value", ">=", 500, 0.30),
+    "durable_vs_enqueue": Gate("ratio", ">=", 0.70, 0.15),
+    "sink_vs_enqueue": Gate("ratio", ">=", 0.50, 0.20),
+    "durable_latency_ms": Gate("ratio", "<=", 2, 0.25),
+    "dedupe_cost_ns": Gate("value", "<=", 150, 0.50),
+    "dedupe_cost_ns_million_devices": Gate("value", "<=", 150, 0.50),
+    "dedupe_devices_ratio": Gate("ratio", "<=", 1.5, None),
+    "restart_s": Gate("value", "<=", 2, 0.25),
     "rss_mib_worker": Gate("value", "<=", 64, 0.0),
     "rss_mib_delivery": Gate("value", "<=", 64, 0.0),
 }

@@ -59,6 +59,7 @@ def _measure(name: str, shape: events.Shape, context: Context) -> dict[str, Figu
 
         found = interleave({"gateway": ours, "empty call": reference}, context.pick(7, 15), context)
         logs.empty(log)
+        logs.check_new(log)
         if gap := log.unexplained(log.sink(logs.SINK)):
             raise Failed(f"{gap} events unexplained")
     path.unlink()

@@ -77,6 +77,7 @@ def measure(context: Context) -> dict[str, Figure]:
                 if number >= 0:
                     runs.append(took)
         gateway.check()
+        gateway.wait_until(lambda: gateway.waiting() == 0, TIMEOUT_S, "empty")
         broker.check()
     figures = {}
     for percent in (50, 99):

@@ -44,12 +44,14 @@ def _quote(data: bytes) -> str:
     return '"' + "".join(f"\\{byte:03}" for byte in data) + '"'
 
 
-def write_events(path: Path, shape: events.Shape = events.reference) -> None:
+def write_events(path: Path, shape: events.Shape = events.reference, query: str = "") -> None:
     """The file that post.lua reads: requests of a fleet, around the seq."""
+    target = f"?{query}" if query else ""
     pairs = []
     for number, event in enumerate(events.templates(shape, EVENTS)):
         head = (
-            f"POST /v1/ingest/{events.device(number % DEVICES)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"POST /v1/ingest/{events.device(number % DEVICES)}{target} HTTP/1.1\r\n"
+            "Host: 127.0.0.1\r\n"
             f"Content-Type: application/json\r\nContent-Length: {event.size}\r\n\r\n"
         )
         pairs.append(f"{{{_quote(head.encode() + event.before)},{_quote(event.after)}}}")
@@ -70,11 +72,11 @@ def parse(output: str) -> Load:
     return Load(said["requests"], said["microseconds"] / 1e6, said["p50_us"], said["p99_us"])
 
 
-def run(port: int, seconds: float, directory: Path, threads: int = 1) -> Load:
+def run(port: int, seconds: float, directory: Path, threads: int = 1, query: str = "") -> Load:
     """Send for some seconds. Raises Failed."""
-    path = directory / "events.lua"
+    path = directory / f"events{query}.lua"
     if not path.exists():
-        write_events(path)
+        write_events(path, query=query)
     with _lock:
         first = next(_runs)
         for _ in range(threads - 1):

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.harness import Failed
 
@@ -27,13 +27,16 @@ def create(directory: Path, capacity_bytes: int) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> "Iterator[tuple[Log, int]]":
-    """The log, recovered and locked, and the descriptor that holds its lock."""
+def opened(path: Path, native: Any = None) -> "Iterator[tuple[Log, int]]":
+    """The log, recovered and locked, and the descriptor that holds its lock.
+
+    `native` is another build of `gateway._log`, here and below.
+    """
     from gateway import _log
 
     lock_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        log = _log.Log.open(str(path), lock_fd, [SINK])
+        log = (native or _log).Log.open(str(path), lock_fd, [SINK])
         try:
             yield log, lock_fd
         finally:
@@ -43,11 +46,11 @@ def opened(path: Path) -> "Iterator[tuple[Log, int]]":
 
 
 @contextlib.contextmanager
-def ingesting(log: "Log") -> "Iterator[Ingest]":
+def ingesting(log: "Log", native: Any = None) -> "Iterator[Ingest]":
     """A worker's way into the log."""
     from gateway import _log
 
-    ingest = _log.Ingest(log, 0)
+    ingest = (native or _log).Ingest(log, 0)
     try:
         yield ingest
     finally:
@@ -69,7 +72,16 @@ def fill(log: "Log", bodies: Iterable[bytes], devices: Sequence[str]) -> int:
     if code not in (0, full):
         raise Failed(f"an event was refused: {_log.CODES[code]}")
     walk(log)
+    check_new(log)
     return count
+
+
+def check_new(log: "Log") -> None:
+    """Raises Failed when an event was taken for a repeat: it was accepted without any work."""
+    from gateway import _log
+
+    if repeats := log.counter_total(_log.COUNTERS["duplicates"]):
+        raise Failed(f"{repeats} events were taken for repeats: each must have a new seq")
 
 
 def walk(log: "Log") -> None:

@@ -146,6 +146,11 @@ class Child:
         if self.process.stdout is not None:
             self.process.stdout.close()
 
+    def kill(self) -> None:
+        """SIGKILL for it and what it started, at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def __enter__(self) -> Self:
         return self
 

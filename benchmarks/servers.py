@@ -99,7 +99,13 @@ class Gateway(Child):
     """The real thing: `gateway serve`."""
 
     def __init__(
-        self, directory: Path, mqtt_url: str, workers: int, capacity_bytes: int, *sets: str
+        self,
+        directory: Path,
+        mqtt_url: str,
+        workers: int,
+        capacity_bytes: int,
+        *sets: str,
+        wait: bool = True,
     ) -> None:
         self.port = free_port()
         self.data = directory / "data"
@@ -117,7 +123,8 @@ class Gateway(Child):
         for text in given:
             command += ["--set", text]
         super().__init__("gateway", command, directory)
-        self.wait_until(self.ready, 120, "ready")
+        if wait:
+            self.wait_until(self.ready, 120, "ready")
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of a page. Raises OSError."""
@@ -131,6 +138,18 @@ class Gateway(Child):
         finally:
             connection.close()
 
+    def post(self, device: str, body: bytes) -> int:
+        """Send one event over a new connection. Returns the status; raises OSError."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", f"/v1/ingest/{device}", body, headers)
+            return connection.getresponse().status
+        except http.client.HTTPException as error:
+            raise OSError(f"{device}: {error!r}") from None
+        finally:
+            connection.close()
+
     def ready(self) -> bool:
         """/readyz says 200."""
         try:
@@ -139,7 +158,11 @@ class Gateway(Child):
             return False
 
     def metrics(self) -> dict[str, float]:
-        """/metrics: the series by name and labels as they stand in the text."""
+        """/metrics: the series by name and labels as they stand in the text.
+
+        Raises Failed when an event was taken for a repeat: a repeat is answered as accepted, but
+        nothing was done for it. So no run that looks here can count one.
+        """
         status, text = self.get("/metrics")
         if status != 200:
             raise Failed(f"/metrics answered {status}")
@@ -147,6 +170,8 @@ class Gateway(Child):
         for line in text.splitlines():
             if match := re.fullmatch(r"([a-z_]+(?:\{.*\})?) (\S+)", line):
                 series[match[1]] = float(match[2])
+        if repeats := series["gateway_events_duplicates_total"]:
+            raise Failed(f"{repeats:.0f} events were taken for repeats: each must have a new seq")
         return series
 
     def waiting(self) -> int:

@@ -255,7 +255,9 @@ def test_a_run_without_an_answer_is_no_rate() -> None:
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Answers 202 on a free port and keeps the bodies; every `refuse_every`-th request gets 503."""
+    """Answers 202 on a free port and keeps the bodies; every `refuse_every`-th request gets 503,
+    one that asks for `sink` 200.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -264,6 +266,7 @@ class Server(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), Connection)
         self.port = int(self.server_address[1])
         self.bodies: list[bytes] = []
+        self.targets: set[bytes] = set()
         self.refuse_every = refuse_every
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,))
 
@@ -288,8 +291,11 @@ class Connection(socketserver.StreamRequestHandler):
                     head += line
                 length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
                 server.bodies.append(self.rfile.read(length))
+                target = head.split()[1]
+                server.targets.add(target)
                 refused = server.refuse_every and len(server.bodies) % server.refuse_every == 0
-                status = b"503 No" if refused else b"202 Accepted"
+                good = b"200 OK" if target.endswith(b"?ack=sink") else b"202 Accepted"
+                status = b"503 No" if refused else good
                 self.wfile.write(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % status)
 
 
@@ -302,6 +308,15 @@ def test_wrk_sends_valid_events_and_never_a_seq_twice(tmp_path: Path) -> None:
     verdicts = [_validator.validate(body) for body in whole]
     assert {verdict.code for verdict in verdicts} == {""}
     assert len({verdict.seq for verdict in verdicts}) == len(verdicts)
+
+
+def test_wrk_asks_for_an_acknowledgement_and_takes_200_for_a_success(tmp_path: Path) -> None:
+    with Server() as server:
+        assert load.run(server.port, 1, tmp_path, query="ack=sink").requests > 0
+        assert {target.partition(b"?")[2] for target in server.targets} == {b"ack=sink"}
+        server.targets.clear()
+        load.run(server.port, 1, tmp_path)
+        assert {target.partition(b"?")[2] for target in server.targets} == {b""}
 
 
 def test_a_run_with_one_refused_request_in_many_fails(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ C += sorted(path for path in (ROOT / "tests" / "native").rglob("*") if path.suff
 # what stands before it.
 LAYERS = {
     "native": ["_log", "_validator", "_mqtt"],
-    "words": ["errors", "logs", "topics", "settings", "config", "http", "mqtt", "process", "metrics"],
+    "words": [
+        *("errors", "logs", "topics", "settings", "config", "http", "mqtt", "process", "metrics"),
+    ],
     "work": [
         *("log_tools", "log_dump", "listeners", "opening", "log_resize", "dead_letters", "retry"),
         *("refusals", "mqtt_link", "publisher", "scratch", "log_replay", "dead_letter_tools"),

@@ -10,6 +10,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.peers.empty_handler import RECEIPT
+from gateway import http
 from gateway.config import Config
 from gateway.frontends.granian import Door
 from gateway.opening import BACKLOG
@@ -17,6 +19,10 @@ from gateway.opening import BACKLOG
 
 def _event(device_id: str, body: bytes, started_ns: int) -> int:
     return 0
+
+
+def _nothing() -> None:
+    pass
 
 
 def main() -> None:
@@ -29,11 +35,14 @@ def main() -> None:
     for _ in range(int(sys.argv[2]) - 1):
         if os.fork() == 0:
             break
+    config = Config()
     app: Any = SimpleNamespace(
-        config=Config(),
+        config=config,
+        terms=http.Terms(config.http.body_bytes_max, http.ENQUEUE),
         block=0,
         draining=False,
-        ingest=SimpleNamespace(event=_event),
+        ingest=SimpleNamespace(event=_event, receipt=RECEIPT, duplicate=False, used_percent=0),
+        waiting=SimpleNamespace(start=_nothing, end=_nothing, count=0),
     )
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Door(app, listening.detach()).serve()
