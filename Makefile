@@ -1,8 +1,10 @@
 # Short names for scripts/, which need no make.
 #   make run ARGS='--set http.port=9000'    make test ARGS='-k config'    make bench BENCH=quick
-.PHONY: run test demo install bench lint fmt clean
+#   make fuzz FUZZ_SECONDS=600
+.PHONY: run test demo install bench fuzz lint fmt clean
 ARGS =
 BENCH =
+FUZZ_SECONDS =
 
 run:
 	@sh scripts/run $(ARGS)
@@ -14,6 +16,8 @@ install:
 	@sh scripts/bootstrap run
 bench:
 	@sh scripts/bench $(if $(filter quick,$(BENCH)),--quick) $(ARGS)
+fuzz:
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) sh scripts/fuzz $(ARGS)
 lint:
 	@sh scripts/lint
 fmt:

@@ -48,8 +48,6 @@ int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_i
     if (gw_validate(body, body_bytes, ingest->hash_key, verdict))
         return count(ingest, verdict->code, started_ns);
 
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
     uint32_t splice = verdict->object_offset + 1;
     gw_event event = {.device_id = device_id,
                       .body = body,
@@ -57,9 +55,12 @@ int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_i
                       .device_id_bytes = (uint8_t)device_id_bytes,
                       .flags = verdict->flags,
                       .splice = splice < 255 ? (uint8_t)splice : 0,
-                      .received_at_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec,
                       .seq = verdict->seq,
                       .boot = verdict->boot};
+    gw_producer_prefetch(ingest->producer, &event);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    event.received_at_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
     gw_log *log = ingest->log;
     switch (gw_producer_append(ingest->producer, &event, &ingest->lsn)) {
     case GW_OK:

@@ -29,6 +29,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; an older kernel refuses it, and faults page by page */
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
 
 #ifdef GW_FAILPOINTS
 void (*gw_failpoint_hook)(const char *name);
@@ -279,8 +282,12 @@ void gw_cursor_store(gw_log *log, unsigned sink, const gw_cursor *cursor)
 
 gw_status gw_producer_open(gw_log *log, gw_producer **producer)
 {
-    /* Else each first look into a page of the index is a page fault, on the way of an event. */
-    madvise((uint8_t *)log->shared + GW_INDEX_OFFSET, log->shared_bytes - GW_INDEX_OFFSET, MADV_POPULATE_WRITE);
+    /* The index is met at random: in large pages a look costs one miss, in small ones another for the page table. Else
+     * at least no page fault on the way of an event. */
+    void *index = (uint8_t *)log->shared + GW_INDEX_OFFSET;
+    size_t bytes = log->shared_bytes - GW_INDEX_OFFSET;
+    if (madvise(index, bytes & ~(GW_INDEX_ALIGNMENT - 1), MADV_COLLAPSE) || bytes % GW_INDEX_ALIGNMENT)
+        madvise(index, bytes, MADV_POPULATE_WRITE);
     for (unsigned i = 0; i < GW_INTENT_SLOTS; i++) {
         gw_intent *intent = &log->shared->intent[i];
         uint64_t free_slot = 0;
@@ -419,6 +426,14 @@ static void commit_void(gw_log *log, gw_image *image, const gw_event *event, uin
     header->kind = GW_DATA;
 }
 
+void gw_producer_prefetch(const gw_producer *producer, gw_event *event)
+{
+    if (!(event->flags & GW_EVENT_KEYED))
+        return;
+    event->key_hash = gw_index_hash(producer->log, event->device_id, event->device_id_bytes, event->boot, event->seq);
+    __builtin_prefetch((const void *)gw_index_head(producer->log, event->key_hash), 1);
+}
+
 gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint64_t *lsn)
 {
     gw_log *log = producer->log;
@@ -432,18 +447,18 @@ gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint6
 #else
     bool keyed = event->flags & GW_EVENT_KEYED;
 #endif
-    uint64_t hash = 0, t;
+    uint64_t hash = event->key_hash, head = 0, t;
     if (keyed) {
-        hash = gw_index_hash(log, event->device_id, event->device_id_bytes, event->boot, event->seq);
-        __builtin_prefetch((const void *)gw_index_head(log, hash), 1);
+        if (!hash)
+            hash = gw_index_hash(log, event->device_id, event->device_id_bytes, event->boot, event->seq);
+        head = atomic_load_explicit(gw_index_head(log, hash), memory_order_acquire); /* X */
+        gw_index_prefetch_link(log, head);
     }
     gw_image image;
     prepare(&image, event, shared->epoch, n);
 
     for (;;) {
-        uint64_t head = 0;
         if (keyed) {
-            head = atomic_load_explicit(gw_index_head(log, hash), memory_order_acquire); /* X */
             gw_found found = gw_index_walk(log, hash, head, 0, &image, lsn);
             if (found == GW_FOUND_OPEN)
                 return GW_BUSY;
@@ -465,6 +480,7 @@ gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint6
             break;
         commit_void(log, &image, event, t);
         GW_FAILPOINT(after_void);
+        head = atomic_load_explicit(gw_index_head(log, hash), memory_order_acquire); /* X */
     }
     GW_FAILPOINT(before_marker);
     commit(shared, log, t, GW_DATA);

@@ -97,6 +97,7 @@ typedef struct gw_event {
     uint32_t body_bytes;
     uint8_t device_id_bytes, flags, splice;
     uint64_t received_at_ns, seq, boot; /* unix time in ns */
+    uint64_t key_hash;                  /* of gw_producer_prefetch; 0: not asked for */
 } gw_event;
 
 /* A record as read: pointers into the mapping, valid while the reader's cursor holds the position. */
@@ -196,6 +197,8 @@ int64_t gw_log_unexplained(const gw_log *log, unsigned sink);
 
 gw_status gw_producer_open(gw_log *log, gw_producer **producer);
 void gw_producer_close(gw_producer *producer);
+/* The event will be appended: start loading what its look-up needs. Sets key_hash. */
+void gw_producer_prefetch(const gw_producer *producer, gw_event *event);
 /* GW_OK: committed. GW_FULL, GW_CLOSED, GW_TOO_LARGE: not in the log. GW_FAILED: unknown. GW_DUPLICATE, GW_CONFLICT,
  * GW_BUSY: only for events with a key, see there; they win over full and closed. One thread a producer. */
 gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint64_t *lsn);

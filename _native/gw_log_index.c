@@ -96,12 +96,17 @@ static inline bool lapped(const gw_log *log, uint64_t lsn)
     return tail > lsn + log->mask + 1;
 }
 
+void gw_index_prefetch_link(const gw_log *log, uint64_t link)
+{
+    __builtin_prefetch((const void *)prev_of(log, gw_link_lsn(link)), 0);
+}
+
 gw_found gw_index_walk(const gw_log *log, uint64_t hash, uint64_t link, uint64_t until, gw_image *image, uint64_t *lsn)
 {
     uint64_t fingerprint = hash >> 56, above = UINT64_MAX;
     for (unsigned spins = 0;;) {
         uint64_t l = gw_link_lsn(link);
-        if (!link || l <= until || l >= above)
+        if (!link || l <= until || l >= above || lapped(log, l)) /* mostly: before the miss that its link costs */
             return GW_FOUND_NOTHING;
         const _Atomic uint64_t *at = gw_word(log, l);
         uint64_t next = relaxed(prev_of(log, l));

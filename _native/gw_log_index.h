@@ -68,6 +68,8 @@ static inline uint64_t gw_link_lsn(uint64_t link)
     return link >> 8 << 3;
 }
 
+/* The walk's first miss, early. */
+void gw_index_prefetch_link(const gw_log *log, uint64_t link);
 /* Walk from `link` down to the first at or below `until` (lsn); *lsn is what was found. */
 gw_found gw_index_walk(const gw_log *log, uint64_t hash, uint64_t link, uint64_t until, gw_image *image, uint64_t *lsn);
 /* The insert above. Nothing: done. Else the record must become a VOID. */

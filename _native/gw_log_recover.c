@@ -314,6 +314,26 @@ static gw_status newest_slot(const gw_log *log, gw_slot_page *slot, gw_error *er
 
 /* ---- shared memory -------------------------------------------------------------------------------------------- */
 
+/* At an address where the index may lie in large pages. */
+static gw_shared *map_shared(size_t bytes, int fd)
+{
+    uint8_t *room =
+        mmap(NULL, bytes + GW_INDEX_ALIGNMENT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+        return MAP_FAILED;
+    size_t before = (size_t)(-(uintptr_t)room & (GW_INDEX_ALIGNMENT - 1));
+    int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    void *shared = mmap(room + before, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+    if (shared == MAP_FAILED) {
+        munmap(room, bytes + GW_INDEX_ALIGNMENT);
+        return MAP_FAILED;
+    }
+    if (before)
+        munmap(room, before);
+    munmap(room + before + bytes, GW_INDEX_ALIGNMENT - before); /* bytes are whole pages */
+    return shared;
+}
+
 /* This process's view: the words, and behind them the index. */
 static void take_shared(gw_log *log, gw_shared *shared)
 {
@@ -342,8 +362,7 @@ static gw_status shared_new(gw_log *log, const gw_identity_page *identity, const
                            "shared memory for the log (its index takes 3/16 of log.capacity_bytes)");
         }
     }
-    gw_shared *shared =
-        mmap(NULL, bytes, PROT_READ | PROT_WRITE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+    gw_shared *shared = map_shared(bytes, fd);
     if (shared == MAP_FAILED) {
         int why = errno;
         if (fd >= 0)
@@ -622,7 +641,7 @@ gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **out, gw_error *erro
     else if ((uint64_t)stat.st_size < GW_INDEX_OFFSET)
         status = gw_fail(error, GW_NOT_A_LOG, 0, 0, "shared memory of another version");
     if (status == GW_OK) {
-        gw_shared *shared = mmap(NULL, (size_t)stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd_shared, 0);
+        gw_shared *shared = map_shared((size_t)stat.st_size, fd_shared);
         if (shared == MAP_FAILED)
             status = gw_fail(error, GW_ERRNO, errno, 0, "attaching to the log");
         else if (shared->magic != GW_LOG_MAGIC || shared->bytes != (uint64_t)stat.st_size ||

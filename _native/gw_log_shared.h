@@ -168,13 +168,14 @@ typedef struct gw_shared {
     gw_intent intent[GW_INTENT_SLOTS];
     gw_waiter waiter[GW_WORKERS_MAX];
     gw_counter_block counters[GW_BLOCK_COUNT];
-    /* behind it, from the next page on: heads and links of the index */
+    /* behind it, from GW_INDEX_OFFSET on: heads and links of the index */
 } gw_shared;
 
 /* What a sleeper's flag says: wake it for anything new, or only for somebody who waits for an acknowledgement. */
 enum { GW_SLEEPS = 1, GW_RESTS = 2 };
 
-#define GW_INDEX_OFFSET ((sizeof(gw_shared) + GW_PAGE - 1) / GW_PAGE * GW_PAGE)
+#define GW_INDEX_ALIGNMENT (2ull << 20) /* of a large page, in the file and in memory */
+#define GW_INDEX_OFFSET ((sizeof(gw_shared) + GW_INDEX_ALIGNMENT - 1) / GW_INDEX_ALIGNMENT * GW_INDEX_ALIGNMENT)
 
 struct gw_log {
     gw_shared *shared;

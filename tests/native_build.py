@@ -1,4 +1,5 @@
-"""Builds and runs the C tests of tests/native: plain, under sanitizers, and for aarch64 under qemu.
+"""Builds and runs the C tests of tests/native: plain, under sanitizers, and for aarch64 under qemu;
+and the harnesses of tests/fuzz.
 
 The opening comment of a test names its sources (`_native/gw_*.c`). What is built lies in
 build/native under a name made from everything that it was made of: a second run builds nothing.
@@ -9,15 +10,21 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import get_ident
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "_native"
 TESTS = ROOT / "tests" / "native"
+FUZZ = ROOT / "tests" / "fuzz"
 CACHE = ROOT / "build" / "native"
 APT = "sudo apt-get install -y gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
@@ -53,6 +60,18 @@ MODES = {
     ),
 }
 
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+LIBFUZZER = ("-O1", "-fsanitize=fuzzer", *SANITIZERS)
+FUZZ_MODES = {
+    "replay": Mode("gcc", ("-O1", "-DGW_FUZZ_MAIN", *SANITIZERS)),
+    "fuzz": Mode("clang", LIBFUZZER),
+    "fuzz-blind": Mode("clang", (*LIBFUZZER, "-fno-sanitize-coverage=trace-cmp")),
+}
+
+
+def mode_of(name: str) -> Mode:
+    return MODES.get(name) or FUZZ_MODES[name]
+
 
 def sources_of(test: Path) -> list[Path]:
     opening = test.read_text().partition("#include")[0]
@@ -70,7 +89,7 @@ def _compiler(name: str) -> str:
 
 @cache
 def _headers() -> bytes:
-    return b"".join(p.read_bytes() for d in (NATIVE, TESTS) for p in sorted(d.glob("*.h")))
+    return b"".join(p.read_bytes() for d in (NATIVE, TESTS, FUZZ) for p in sorted(d.glob("*.h")))
 
 
 def _digest(*parts: bytes | str) -> str:
@@ -99,19 +118,45 @@ def _object(source: Path, mode: Mode) -> Path:
     return _make(path, [mode.compiler, *FLAGS, *mode.flags, "-c", source])
 
 
+def _patched(source: Path, instead: Mapping[str, str] | None) -> Path:
+    """The source, or a file with the other text that `instead` has for its name."""
+    text = (instead or {}).get(source.name)
+    if text is None:
+        return source
+    path = CACHE / "mutants" / _digest(text) / source.name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return path
+
+
 def build(test: Path, mode_name: str, instead: Mapping[str, str] | None = None) -> Path:
     """The program; `instead` maps names of sources in _native to other texts for them."""
-    mode = MODES[mode_name]
-    objects = []
-    for source in sources_of(test):
-        if text := (instead or {}).get(source.name):
-            source = CACHE / "mutants" / _digest(text) / source.name
-            if not source.exists():
-                source.parent.mkdir(parents=True, exist_ok=True)
-                source.write_text(text)
-        objects.append(_object(source, mode))
+    mode = mode_of(mode_name)
+    objects = [_object(_patched(source, instead), mode) for source in sources_of(test)]
     path = CACHE / mode_name / f"{test.stem}-{_digest(*map(str, objects))}"
     return _make(path, [mode.compiler, *FLAGS, *mode.flags, *objects])
+
+
+def extension(instead: Mapping[str, str]) -> ModuleType:
+    """Another `gateway._log`, built with other texts for sources; the real one is left alone."""
+    include = f"-I{sysconfig.get_path('include')}"
+    part = Mode("gcc", ("-O1", "-fPIC", "-fvisibility=hidden"))
+    binding = Mode("gcc", ("-O0", "-fPIC", "-fvisibility=hidden", "-w", include))
+    pyx = NATIVE / "log.pyx"
+    generated = CACHE / "cython" / _digest(pyx.read_bytes()) / "log.c"
+    cython = [sys.executable, "-m", "cython", "-3", "--module-name", "gateway._log"]
+    objects = [_object(_make(generated, [*cython, pyx]), binding)]
+    for pattern in ("gw_crc32c.c", "gw_log*.c", "gw_ingest.c", "gw_validator*.c"):
+        objects += [_object(_patched(path, instead), part) for path in sorted(NATIVE.glob(pattern))]
+    path = CACHE / "extension" / f"_log-{_digest(*map(str, objects))}.so"
+    _make(path, ["gcc", "-shared", "-pthread", *objects])
+    loader = ExtensionFileLoader("gateway._log", str(path))
+    spec = spec_from_file_location("gateway._log", path, loader=loader)
+    assert spec
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def run(
@@ -121,7 +166,7 @@ def run(
     seconds: int = 120,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    mode = MODES[mode_name]
+    mode = mode_of(mode_name)
     if mode.runner and shutil.which(mode.runner[0]) is None:
         raise AssertionError(f"{mode.runner[0]} is missing: {APT}")
     return subprocess.run(

@@ -82,9 +82,8 @@ def unpack_all(data: bytes) -> list[tuple[int, str, int, bytes]]:
     [
         ("tests/native/test_mqtt.c", "GW_PLAIN"),
         ("tests/native/test_mqtt.c", "GW_MUTANT_SKIP=5"),
-        ("tests/fuzz/fuzz_puback.c", "GW_FUZZ_MAIN"),
     ],
-    ids=["window", "a record skipped on purpose", "fuzz"],
+    ids=["window", "a record skipped on purpose"],
 )
 def test_native_tests_pass_under_sanitizers(source: str, macro: str, tmp_path: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("cc")

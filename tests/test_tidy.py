@@ -18,7 +18,12 @@ PYTHON = sorted(
 )
 PYTHON.append(ROOT / "setup.py")
 C = sorted(path for path in (ROOT / "_native").iterdir() if path.suffix in (".c", ".h", ".pyx"))
-C += sorted(path for path in (ROOT / "tests" / "native").rglob("*") if path.suffix in (".c", ".h"))
+C += sorted(
+    path
+    for folder in ("native", "fuzz")
+    for path in (ROOT / "tests" / folder).rglob("*")
+    if path.suffix in (".c", ".h")
+)
 
 # Lowest first. A module imports only from layers below its own, and within its layer only from
 # what stands before it.
