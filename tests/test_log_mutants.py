@@ -246,9 +246,9 @@ INDEX_RULES = [
         LOG,
         (
             (
-                "    for (;;) {\n        uint64_t head = 0;",
+                "    for (;;) {\n        if (keyed) {\n            gw_found",
                 "    if (gw_log_used(log) + n > shared->capacity)\n        return GW_FULL;\n"
-                "    for (;;) {\n        uint64_t head = 0;",
+                "    for (;;) {\n        if (keyed) {\n            gw_found",
             ),
         ),
         "test_log_index",
