@@ -53,6 +53,7 @@ enum gw_counter {
     GW_COUNTER_ACKS_LATE,         /* accepted, but 504: not confirmed in time */
     GW_COUNTER_ACKS_DEAD,         /* asked for sink, and the event was dead-lettered */
     GW_COUNTER_DEAD_LETTER_BYTES, /* gauge: bytes of dead-letter files */
+    GW_COUNTER_LETTERS_DROPPED,   /* gone with a file that was removed to make room (drop_oldest) */
     GW_COUNTER_RESTARTS_WORKER = 160,
     GW_COUNTER_RESTARTS_DELIVERY,
     GW_COUNTER_KILLED_HUNG,  /* delivery processes that made no progress and were killed */

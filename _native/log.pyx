@@ -27,7 +27,7 @@ cdef extern from "gw_counters.h":
         GW_COUNTER_RESTARTS_WORKER, GW_COUNTER_RESTARTS_DELIVERY, GW_COUNTER_KILLED_HUNG, GW_COUNTER_ACK_NS
         GW_COUNTER_DUPLICATES, GW_COUNTER_BEAT_FOLLOWER, GW_COUNTER_BEAT_LOOP, GW_COUNTER_SYNC_SINCE_NS
         GW_COUNTER_DRAIN_BYTES_PER_S, GW_COUNTER_ACKS_DURABLE, GW_COUNTER_ACKS_SINK, GW_COUNTER_ACKS_LATE
-        GW_COUNTER_ACKS_DEAD, GW_COUNTER_DEAD_LETTER_BYTES
+        GW_COUNTER_ACKS_DEAD, GW_COUNTER_DEAD_LETTER_BYTES, GW_COUNTER_LETTERS_DROPPED
     ctypedef struct gw_counter_block:
         pass
     void gw_counter_add(gw_counter_block *block, unsigned index, uint64_t n) noexcept nogil
@@ -216,6 +216,7 @@ COUNTERS = {
     "acks_late": GW_COUNTER_ACKS_LATE,
     "acks_dead": GW_COUNTER_ACKS_DEAD,
     "dead_letter_bytes": GW_COUNTER_DEAD_LETTER_BYTES,
+    "dead_letters_dropped": GW_COUNTER_LETTERS_DROPPED,
     "killed_hung": GW_COUNTER_KILLED_HUNG,
     "ack_ns": GW_COUNTER_ACK_NS,
     "restarts_worker": GW_COUNTER_RESTARTS_WORKER,

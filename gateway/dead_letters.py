@@ -249,49 +249,49 @@ def rewrite(folder: Path, keep: Callable[[Line], bool], file_bytes_max: int) -> 
         for leftover in folder.glob("*.new"):
             leftover.unlink()
         for path in files(folder):
-            kept, changed = bytearray(), False
-            for raw, line in lines(path):
-                if isinstance(line, Line):
-                    if line.key in seen or not keep(line):
-                        changed = True
-                        if line.key not in seen:
-                            gone.add(line.key)
-                        continue
+            out: set[int] = set()
+            for number, (_, line) in enumerate(lines(path)):
+                if not isinstance(line, Line):
+                    continue
+                if line.key in seen or line.key in gone:
+                    out.add(number)
+                elif keep(line):
                     seen.add(line.key)
-                kept += raw
-            if changed:
-                _replace(path, kept)
+                else:
+                    out.add(number)
+                    gone.add(line.key)
+            if out:
+                rows = (raw for number, (raw, _) in enumerate(lines(path)) if number not in out)
+                _replace(path, rows)
         older: Path | None = None
         for path in files(folder):
             if older is not None:
-                size, room = older.stat().st_size, file_bytes_max - path.stat().st_size
-                if size <= room:
-                    _replace(path, older.read_bytes() + _whole(path.read_bytes()))
+                room = file_bytes_max - path.stat().st_size
+                if older.stat().st_size <= room:
+                    _replace(path, (raw for each in (older, path) for raw, _ in lines(each)))
                     older.unlink()
             older = path
         sync_folder(folder)
     return len(gone)
 
 
-def _whole(data: bytes) -> bytes:
-    return data[: data.rfind(b"\n") + 1]
-
-
-def _replace(path: Path, data: bytes | bytearray) -> None:
-    if not data:
-        path.unlink()
-        return
+def _replace(path: Path, rows: Iterator[bytes]) -> None:
+    """An empty file goes away."""
     new = path.with_suffix(".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        _write_all(fd, data)
+    with open(fd, "wb") as file:
+        file.writelines(rows)
+        file.flush()
         os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(new, path)
+        empty = file.tell() == 0
+    if empty:
+        new.unlink()
+        path.unlink()
+    else:
+        os.rename(new, path)
 
 
-def _write_all(fd: int, data: bytes | bytearray) -> None:
+def _write_all(fd: int, data: bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

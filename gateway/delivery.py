@@ -66,7 +66,7 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[Exit] = self._loop.create_future()
         self._told = False
-        self._beats = 0
+        self._beats = self._dropped = 0
         self._dead_letters = DeadLetters.of(launch.config, log.identity, metrics.SINK)
         try:
             self._publisher = Publisher(
@@ -176,11 +176,13 @@ class Delivery:
                     _log.COUNTERS["dead_letter_bytes"],
                     dead_letters.total_bytes(self._dead_letters.folder),
                 )
+        self._count("dead_letters_dropped", self._dead_letters.dropped - self._dropped)
+        self._dropped = self._dead_letters.dropped
         self._beats += 1
         self._loop.call_later(BEAT_S, self._beat)
 
-    def _count(self, counter: str) -> None:
-        self._log.counter_add(_log.BLOCK_DELIVERY, _log.COUNTERS[counter])
+    def _count(self, counter: str, n: int = 1) -> None:
+        self._log.counter_add(_log.BLOCK_DELIVERY, _log.COUNTERS[counter], n)
 
     # ---- threads ---------------------------------------------------------------------------------
 

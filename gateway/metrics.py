@@ -148,6 +148,12 @@ class LogCollector(Collector):
             " made. From the log.",
             now.dead_lettered,
         )
+        yield _counter(
+            "gateway_dead_letters_dropped",
+            "Dead letters that went with the oldest file, to make room (dead_letters.when_full ="
+            f" drop_oldest). {_COUNTED}",
+            self._total("dead_letters_dropped"),
+        )
         yield GaugeMetricFamily(
             "gateway_events_waiting",
             "Events committed in the log and not yet published.",

@@ -27,6 +27,9 @@ from gateway.topics import TopicTemplate
 FULL: Final = "dead_letters_full"
 """State of the link while nothing can be set aside."""
 
+TOGETHER_BYTES: Final = 4 << 20
+"""Bodies that are set aside with one append: memory is bounded, whatever the window holds."""
+
 
 class Host(Protocol):
     """What is asked of the publisher."""
@@ -154,8 +157,12 @@ class Refusals:
     async def _set_aside(self, refusals: Sequence[Refusal]) -> None:
         passed: list[int] = []
         letters: list[DeadLetter] = []
+        together = 0
         for refusal in refusals:
+            if together > TOGETHER_BYTES:
+                break  # the rest holds the window still, and is next
             record = self._read(refusal.lsn)
+            together += len(record.body)
             if record.dead >> self._sink & 1:
                 passed.append(refusal.lsn)
                 continue

@@ -221,7 +221,11 @@ class App:
                 (log.full or room < largest, self._why_full(used, room < largest)),
                 (sync_s > SYNC_SLOW_S, f"an fdatasync has been running for {sync_s:.1f} s"),
                 (not connected, "not connected to the broker"),
-                (link.get("state") == "held", "the broker refuses an event: publishing stops"),
+                (
+                    link.get("state") == "held",
+                    "publishing is held: an event is refused for now, or the disk takes no dead"
+                    " letters (mqtt.last_error)",
+                ),
                 (
                     link.get("state") == "dead_letters_full",
                     "the dead letters are full: publishing stops; see `gateway dead-letters ls`",

@@ -8,9 +8,11 @@ up.
 """
 
 import asyncio
+import hashlib
 import os
 import shutil
 import subprocess
+import sysconfig
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +75,8 @@ class Broker:
         self.payloads: list[bytes] = []
         self._held: list[tuple[Peer, int]] = []
         self._hold = False
+        self.reason: int | None = None
+        """Of the PUBACKs that follow; None: success."""
         self._loop: asyncio.AbstractEventLoop
         self._end = asyncio.Event()
         self._up = threading.Event()
@@ -106,7 +110,7 @@ class Broker:
         if self._hold:
             self._held.append((peer, message.id))
         else:
-            peer.puback(message.id)
+            peer.puback(message.id, self.reason)
 
     def hold(self) -> None:
         """Acknowledge nothing from here on."""
@@ -118,7 +122,7 @@ class Broker:
         async def go() -> None:
             self._hold = False
             for peer, number in self._held:
-                peer.puback(number)
+                peer.puback(number, self.reason)
             self._held.clear()
 
         asyncio.run_coroutine_threadsafe(go(), self._loop).result(5)
@@ -142,6 +146,8 @@ class Site:
         self.folder = on_disk(folder)
         self.broker = Broker()
         self._settings, self._root = dict(settings or {}), root
+        self.environment: dict[str, str] = {}
+        """Of the gateway; for before it starts."""
         self._gate = self.folder / "gate"
         self._clients: list[Client] = []
         self.gateway: GatewayProcess
@@ -161,6 +167,7 @@ class Site:
             self.gateway.environment |= {
                 "LD_PRELOAD": str(gate_library()),
                 "GW_GATE": str(self._gate),
+                **self.environment,
             }
             self.gateway.start()
         except BaseException:
@@ -196,6 +203,22 @@ class Site:
         client = Client(self.gateway.port, timeout_s)
         self._clients.append(client)
         return client
+
+    def client_of(self, worker: int) -> Client:
+        """A connection to the worker of that index."""
+        for _ in range(200):
+            client = self.client()
+            if self.worker_of(client)["index"] == worker:
+                return client
+        raise AssertionError(f"no connection reached worker {worker}")
+
+    def worker_of(self, client: Client) -> dict[str, int]:
+        """What the worker at the other end says of itself: index, pid, waiting."""
+        client.send(request(b"", path="/healthz", method="GET", length=None, media=None))
+        answer = client.answer()
+        assert answer is not None
+        worker: dict[str, int] = answer.json["worker"]
+        return worker
 
     def close_clients(self) -> None:
         """All connections that were made."""
@@ -274,3 +297,41 @@ def event(
     body = f'{{{key}"metrics":{{"a":{value}}}{fill}}}'.encode()
     query = "" if ack is None else f"?ack={ack}"
     return request(body, *headers, path=f"/v1/ingest/{device}{query}")
+
+
+def with_fail_points(folder: Path) -> Path:
+    """A tree whose compiled log can be stopped where GW_FAILPOINT says (`_native/gw_log.c`)."""
+    sources = ["build/cython/_native/log.c"]
+    sources += [
+        str(path.relative_to(ROOT))
+        for pattern in ("gw_log*.c", "gw_crc32c.c", "gw_ingest.c", "gw_validator*.c")
+        for path in sorted((ROOT / "_native").glob(pattern))
+    ]
+    headers = sorted((ROOT / "_native").glob("*.h"))
+    texts = [(ROOT / name).read_bytes() for name in (*sources, *headers)]
+    digest = hashlib.sha256(b"\0".join(texts)).hexdigest()[:20]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    library = CACHE / f"log-{digest}{suffix}"
+    if not library.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        made = library.with_name(f"{library.name}.{os.getpid()}")
+        flags = [
+            "-std=gnu11",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-w",
+            "-D_GNU_SOURCE",
+            "-DGW_FAILPOINTS",
+            "-I_native",
+        ]
+        include = f"-I{sysconfig.get_path('include')}"
+        subprocess.run(["gcc", *flags, include, *sources, "-o", made], cwd=ROOT, check=True)
+        made.rename(library)
+    package = folder / "gateway"
+    package.mkdir(parents=True)
+    for path in (ROOT / "gateway").iterdir():
+        if not path.name.startswith(("_log.c", "__pycache__")):
+            (package / path.name).symlink_to(path)
+    (package / f"_log{suffix}").symlink_to(library)
+    return folder

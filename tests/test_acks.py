@@ -21,8 +21,8 @@ import pytest
 
 from gateway import _log, http
 from gateway.errors import Exit
-from tests.ack_site import Site, event
-from tests.gateway_process import ROOT, is_alive, wait_for
+from tests.ack_site import Site, event, with_fail_points
+from tests.gateway_process import ROOT, is_alive, stat_fields, wait_for
 from tests.raw_http import Answer, Client, request
 
 WAIT_S = 0.25
@@ -206,6 +206,45 @@ def test_sink_of_a_dead_letter_says_so(site: Site) -> None:
     assert good.status == 200
     assert site.receipt(dead.header("x-receipt")) == "dead_lettered"
     assert site.gateway.metric('gateway_acks_total{ack="dead_lettered"}') == 1
+
+
+QUOTA_EXCEEDED = 0x97
+PAYLOAD_FORMAT_INVALID = 0x99
+
+
+def test_sink_of_an_event_that_the_broker_refuses_for_now(tmp_path: Path) -> None:
+    with Site(tmp_path) as site:
+        site.broker.reason = QUOTA_EXCEEDED
+        client = site.ask("dev", 1, "sink")
+        problems = wait_for(lambda: site.gateway.health()["problems"])
+        assert any("publishing is held: an event is refused" in problem for problem in problems)
+        assert client.is_silent(WAIT_S)
+        site.broker.reason = None
+        assert answer_of(client).status == 200
+        wait_for(lambda: site.gateway.health()["status"] == "ok")
+
+
+def test_sink_of_an_event_that_the_broker_refuses_for_good(tmp_path: Path) -> None:
+    with Site(tmp_path) as site:
+        site.broker.reason = PAYLOAD_FORMAT_INVALID
+        for first in (True, False):
+            answer = site.post("dev", 1, "sink")
+            assert answer.status == 202
+            assert answer.json["state"] == "dead_lettered"
+            assert answer.header("x-ack") == answer.json["ack"] != "sink"
+            assert answer.header("x-duplicate") == (None if first else "true")
+            assert site.receipt(answer.header("x-receipt")) == "dead_lettered"
+        assert site.post("dev", 1, "durable").header("x-ack") == "durable"
+        site.broker.reason = None
+        assert site.post("dev", 2, "sink").status == 200
+        metrics = site.gateway.metrics()
+        assert metrics["gateway_events_dead_lettered_total"] == 1
+        assert metrics["gateway_events_published_total"] == 1
+        assert metrics['gateway_acks_total{ack="dead_lettered"}'] == 2
+        site.gateway.kill()
+        site.gateway.start()
+        answer = site.post("dev", 1, "sink")
+        assert (answer.status, answer.json["state"]) == (202, "dead_lettered")
 
 
 # ---- controls: a door that answers too early must fail the tests above ---------------------------
@@ -422,6 +461,67 @@ def test_a_key_that_was_busy_is_decided_when_the_other_has_written_it(tmp_path: 
     assert refusals == []
     ingest.close()
     os.close(fd)
+
+
+class Busy:
+    """A gateway whose worker 0 stops within the commit of its first event: the key is in the index,
+    and the event is not in the log yet."""
+
+    def __init__(self, folder: Path) -> None:
+        once = folder / "once"
+        once.touch()
+        self.site = Site(folder / "site", {"http.workers": 2}, with_fail_points(folder / "tree"))
+        self.site.environment["GW_FAILPOINT"] = f"before_marker:1:{int(signal.SIGSTOP)}:{once}"
+
+    def __enter__(self) -> "Busy":
+        site = self.site.__enter__()
+        self.first, self.second = site.client_of(0), site.client_of(1)
+        self.looker = site.client_of(1)
+        self.pid = site.worker_of(self.first)["pid"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.site.__exit__(None, None, None)
+
+    def begin(self, value: int = 1) -> None:
+        """Worker 0 gets the event and stops, worker 1 gets it and waits."""
+        self.first.send(event("dev", 1))
+        wait_for(lambda: (stat_fields(self.pid) or "?")[0] in "Tt")
+        self.second.send(event("dev", 1, value=value))
+        wait_for(lambda: self.site.worker_of(self.looker)["waiting"] == 1)
+
+
+def test_a_key_whose_writer_dies_is_accepted_elsewhere(tmp_path: Path) -> None:
+    with Busy(tmp_path) as busy:
+        busy.begin()
+        answer = answer_of(busy.second)  # the stopped worker is killed, its claim filled
+        assert (answer.status, answer.header("x-duplicate")) == (202, None)
+        assert busy.first.is_closed()
+        repeat = busy.site.post("dev", 1)
+        assert repeat.header("x-receipt") == answer.header("x-receipt")
+        metrics = busy.site.gateway.metrics()
+        assert metrics["gateway_events_accepted_total"] == 1
+        assert metrics["gateway_log_pads_total"] == 1
+
+
+@pytest.mark.parametrize(("value", "status", "duplicate"), [(1, 202, "true"), (2, 409, None)])
+def test_a_key_is_decided_once_its_writer_goes_on(
+    tmp_path: Path, value: int, status: int, duplicate: str | None
+) -> None:
+    with Busy(tmp_path) as busy:
+        delivery = busy.site.gateway.children()["delivery"][0]
+        os.kill(delivery, signal.SIGSTOP)  # else it kills the stopped worker
+        busy.begin(value)
+        assert busy.second.is_silent(WAIT_S)
+        os.kill(busy.pid, signal.SIGCONT)
+        first = answer_of(busy.first)
+        assert (first.status, first.header("x-duplicate")) == (202, None)
+        os.kill(delivery, signal.SIGCONT)
+        second = answer_of(busy.second)
+        assert (second.status, second.header("x-duplicate")) == (status, duplicate)
+        if duplicate:
+            assert second.header("x-receipt") == first.header("x-receipt")
+        assert busy.site.gateway.metric("gateway_events_accepted_total") == 1
 
 
 # ---- receipts ------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ def build_that_skips(ordinal: int, folder: Path) -> Path:
         if not path.name.startswith(("_mqtt.c", "__pycache__")):
             (package / path.name).symlink_to(path)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    sources = ["gw_mqtt", "gw_crc32c", "gw_log", "gw_log_commit", "gw_log_recover"]
+    log = sorted(path.stem for path in (ROOT / "_native").glob("gw_log*.c"))
+    sources = ["gw_mqtt", "gw_crc32c", *log]
     subprocess.run(
         [
             *("gcc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-w", "-D_GNU_SOURCE"),

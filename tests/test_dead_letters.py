@@ -41,6 +41,7 @@ from tests import brokers
 from tests.brokers import Peer, ScriptedBroker
 from tests.gateway_process import GatewayProcess, wait_for
 from tests.mosquitto import Mosquitto
+from tests.own_mount import on_tmpfs
 from tests.publishing import Source, drained, event, number, run, scripted, settings, until
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +119,7 @@ def test_folder_and_files_are_private(tmp_path: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in shelf.folder.iterdir()} == {0o600}
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=60, deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
 def test_any_body_comes_back_byte_for_byte(body: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +146,7 @@ def test_a_torn_last_line_is_cut_wherever_it_is_torn(tmp_path: Path) -> None:
     whole = path.read_bytes()
     shelf.append([letter(4352, b'{"metrics":{},"payload":"%s"}' % (b"x" * 70000))])
     data = path.read_bytes()
-    cuts = {*range(len(whole), len(whole) + 400), *range(len(data) - 3, len(data))}
+    cuts = {*range(len(whole), len(whole) + 300, 3), *range(len(data) - 3, len(data))}
     for cut in sorted(cuts | set(range(len(whole), len(data), 4093))):
         path.write_bytes(data[:cut])
         assert [line.lsn for line in every_line(shelf.folder) if isinstance(line, Line)] == [
@@ -286,6 +287,46 @@ def test_a_lock_that_a_stopped_tool_holds_is_an_error_not_a_hang(tmp_path: Path)
             pass
 
 
+def test_a_full_disk_holds_and_room_on_it_lets_go_on(tmp_path: Path) -> None:
+    """A real file system without room, no fake: what is on it stays whole."""
+    script = """
+import errno, pathlib, sys
+from gateway.dead_letters import files
+from tests.test_dead_letters import kept, letter, shelf_in
+shelf = shelf_in(pathlib.Path(sys.argv[1]))
+body = b'{"metrics":{},"payload":"%s"}' % (b"x" * 3000)
+done = 0
+while True:
+    try:
+        assert shelf.append([letter(4096 + 8 * done, body), letter(4104 + 8 * done, body)]) == 2
+        done += 2
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        break
+assert done > 4
+for _ in range(3):
+    try:
+        shelf.append([letter(8, body)])
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+lsns = kept(shelf.folder)
+assert lsns[:done] == [4096 + 8 * n for n in range(done)] and lsns[done:] in ([], [8]), lsns
+(pathlib.Path(sys.argv[1]) / "ballast").unlink()
+shelf.append([letter(16, body)])
+assert kept(shelf.folder)[-1] == 16
+assert len(files(shelf.folder)) <= 2
+print("held and went on")
+"""
+    (tmp_path / "script.py").write_text(script)
+    done = on_tmpfs(
+        tmp_path / "mount",
+        f'head -c 65536 /dev/zero >"$MOUNT/ballast"\n'
+        f'PYTHONPATH=. "{sys.executable}" "{tmp_path}/script.py" "$MOUNT"',
+        size="128k",
+    )
+    assert done.stdout == "held and went on\n", done.stderr
+
+
 # ---- the order of events ----------------------------------------------------------------------
 
 
@@ -390,10 +431,10 @@ def test_drop_oldest_never_holds(source: Source, tmp_path: Path) -> None:
     shelf = source.shelf = shelf_in(
         tmp_path, file_bytes_max=700, files_max=2, when_full="drop_oldest"
     )
-    source.add(400)
+    source.add(120)
     scripted(source, refuse_odd, drained)
-    assert source.log.cursor(0).dead_lettered == 200
-    assert shelf.dropped + len(kept(shelf.folder)) == 200
+    assert source.log.cursor(0).dead_lettered == 60
+    assert shelf.dropped + len(kept(shelf.folder)) == 60
     assert len(files(shelf.folder)) == 2
 
 

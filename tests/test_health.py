@@ -112,8 +112,8 @@ def test_a_long_fdatasync_is_a_problem(site: Worker) -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ("held", "the broker refuses an event"),
-        ("dead_letters_full", "the dead-letter files are full: publishing stops"),
+        ("held", "publishing is held: an event is refused"),
+        ("dead_letters_full", "the dead letters are full: publishing stops"),
     ],
 )
 def test_publishing_that_is_held_is_a_problem(site: Worker, state: str, words: str) -> None:

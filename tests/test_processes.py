@@ -429,11 +429,15 @@ def test_health_says_that_publishing_is_held(tmp_path: Path) -> None:
         settings = {"mqtt.url": f"mqtt://127.0.0.1:{broker.port}", "http.drain_deadline_ms": 0}
         with GatewayProcess(tmp_path, settings) as gateway:
             wait_for(lambda: gateway.health()["status"] == "ok", 5)
+            folder = Path(str(gateway.settings["log.directory"])) / "dead-letters"
+            folder.write_text("in the way: nothing can be set aside\n")
             assert gateway.post("bad") == 202
             health = wait_for(lambda: (h := gateway.health())["status"] != "ok" and h, 5)
             assert health["status"] == "degraded"
             assert health["mqtt"]["connected"] is True
             assert health["problems"] == ["the broker refuses an event: publishing stops"]
+            folder.unlink()
+            wait_for(lambda: gateway.health()["events"]["dead_lettered"] == 1, 5)
 
 
 SET_FAILED = """
