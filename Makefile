@@ -1,15 +1,19 @@
 # Short names for scripts/, which need no make.
 #   make run ARGS='--set http.port=9000'    make test ARGS='-k config'    make bench BENCH=quick
-#   make fuzz FUZZ_SECONDS=600
-.PHONY: run test demo install bench fuzz lint fmt clean
+#   make fuzz FUZZ_SECONDS=600              make torture SECONDS=600 SEED=7
+.PHONY: run test torture demo install bench fuzz lint fmt clean
 ARGS =
 BENCH =
 FUZZ_SECONDS =
+SECONDS = 300
+SEED =
 
 run:
 	@sh scripts/run $(ARGS)
 test:
 	@sh scripts/test $(ARGS)
+torture:
+	@sh scripts/torture --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 demo: install
 	@.venv/bin/gateway demo $(ARGS)
 install:

@@ -63,7 +63,7 @@ class DeadLettersFull(Exception):
 
     def __init__(self, folder: Path, files: int) -> None:
         super().__init__(
-            f"the dead letters are full: {files} files in {folder}; look at them with `gateway"
+            f"the dead-letter files are full: {files} in {folder}; look at them with `gateway"
             " dead-letters ls`, then `gateway dead-letters requeue` or `drop`"
         )
         self.folder = folder

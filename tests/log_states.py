@@ -403,7 +403,7 @@ class IndexMachine(Machine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_key: dict[tuple[str, int, int], Event] = {}
+        self.by_key: dict[tuple[str, int, int], list[Event]] = {}
         self.lost_from: dict[int, int] = {}
         """The first position of each epoch that a power cut took."""
 
@@ -423,17 +423,19 @@ class IndexMachine(Machine):
     def repeat(self, door: int, device_id: str, body: bytes, seq: int, boot: int | None) -> None:
         """An event whose key may be there."""
         m, ingest = self.model, self.doors[door]
-        key = device_id, boot or 0, seq
-        first = self.by_key.get(key)
-        if first and (first.lost or m.tail > first.lsn + CAPACITY):
-            first = None  # forgotten
+        with_key = self.by_key.setdefault((device_id, boot or 0, seq), [])
+        # More than one: the last of them may be lost to a power cut, that the others outlived.
+        known = [e for e in with_key if not e.lost and m.tail <= e.lsn + CAPACITY]
+        first = known[-1] if known else None
         if HEADER + len(device_id) + len(body) > RECORD_MAX:
             first = None  # said before anything is looked up
         if first and first.torn:
             return  # either verdict is right
         if first is None:
             if event := self.send(door, device_id, body, seq, boot):
-                self.by_key[key] = event
+                with_key.append(event)
+            elif not with_key:
+                del self.by_key[device_id, boot or 0, seq]
             return
         code = ingest.event(device_id, body, _log.now_ns())
         if first.body == body:
@@ -461,8 +463,16 @@ class IndexMachine(Machine):
         self.kill()
         self.repeat(1, first.device_id, first.body, first.seq or 0, first.boot)
 
+    @precondition(lambda self: self.by_key)
+    @rule(choice=st.integers(0, 1000), door=st.integers(0, 1), number=st.integers(0, 2))
+    def again(self, choice: int, door: int, number: int) -> None:
+        """A key that was there, with a body that is as long."""
+        first = self.chosen(choice)
+        body = body_of(number, len(first.body), first.seq, first.boot)
+        self.repeat(door, first.device_id, body, first.seq or 0, first.boot)
+
     def chosen(self, choice: int) -> Event:
-        return self.by_key[sorted(self.by_key)[choice % len(self.by_key)]]
+        return self.by_key[sorted(self.by_key)[choice % len(self.by_key)]][-1]
 
     @precondition(lambda self: self.by_key)
     @rule(choice=st.integers(0, 1000), beyond=st.sampled_from([0, 8, 64, 128]))

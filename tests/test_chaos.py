@@ -1,18 +1,20 @@
-"""Invariants 2, 5, 12, 20 of the whole gateway: see tests/chaos.py."""
+"""Guarantees 2, 5, 12 and 20 with one acknowledgement and a plain client: see tests/chaos.py.
+
+Short here: tests/test_torture.py does the same and more to a gateway, with another checker. The
+long run is `python -m tests.chaos --rounds 60 --accepted 100000`."""
 
 from tests import chaos
 
 
 def test_every_202_arrives_though_any_process_is_killed_or_stopped():
-    report = chaos.run("--rounds", "60", "--rate", "1500", "--accepted", "50000", "--verbose")
+    report = chaos.run("--rounds", "8", "--rate", "1500")
     print(report)
     assert report.ok(), str(report)
-    assert report.accepted >= 50_000, str(report)
-    assert report.rounds >= 60, str(report)
+    assert report.accepted >= 5_000, str(report)
 
 
 def test_every_202_is_on_the_recording_brokers_disk_though_the_broker_is_killed_too():
-    report = chaos.run("--broker", "recording", "--rounds", "15", "--rate", "800")
+    report = chaos.run("--broker", "recording", "--rounds", "8", "--rate", "800", "--seed", "1")
     print(report)
     assert report.ok(), str(report)
     assert report.broker_starts > 1, str(report)

@@ -158,6 +158,16 @@ def test_a_torn_last_line_is_cut_wherever_it_is_torn(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(whole)
 
 
+def test_a_torn_last_line_is_cut_at_the_start(source: Source, tmp_path: Path) -> None:
+    shelf = shelf_in(tmp_path)
+    shelf.append([letter(4096)])
+    (path,) = files(shelf.folder)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:-20])
+    assert shelf.mark_in(source.log) == 0
+    assert path.read_bytes() == whole
+
+
 def test_zeros_behind_the_last_line_are_cut(tmp_path: Path) -> None:
     shelf = shelf_in(tmp_path)
     shelf.append([letter(4096)])
@@ -815,7 +825,7 @@ def test_a_running_gateway_sets_aside_holds_when_full_and_is_helped_by_the_tools
             wait_for(lambda: gw.health()["mqtt"]["state"] == "dead_letters_full")
             health = gw.health()
             assert health["status"] == "degraded"
-            assert any("dead letters are full" in text for text in health["problems"])
+            assert any("dead-letter files are full" in text for text in health["problems"])
             assert gw.metric("gateway_events_waiting") > 0
             # the delivery process is killed: nothing is written twice
             before = kept(folder / "dead-letters")
@@ -836,6 +846,53 @@ def test_a_running_gateway_sets_aside_holds_when_full_and_is_helped_by_the_tools
             assert gateway(folder, "requeue", mqtt__url=url) == 0
             assert gw.stop() == 0
     assert files(folder / "dead-letters") == []
+
+
+@pytest.mark.parametrize("killed", ["delivery", "all"])
+def test_what_is_on_file_at_a_start_is_neither_published_nor_written_again(
+    tmp_path: Path, killed: str, free_port: Callable[[], int]
+) -> None:
+    """As a SIGKILL between fdatasync and mark leaves it: a line on file, an event without mark."""
+    port = free_port()
+    gw = GatewayProcess(tmp_path, {"mqtt.url": f"mqtt://127.0.0.1:{port}"})
+    folder = Path(str(gw.settings["log.directory"]))
+    with gw:
+        for n in range(3):
+            assert gw.post(body=event(n)) == 202
+        wait_for(lambda: gw.metric("gateway_events_waiting") == 3)
+        log = _log.Log.scan(str(folder / "gateway.log"))
+        first = log.read(log.reclaim)
+        assert first is not None
+        shelf = DeadLetters(
+            folder / "dead-letters",
+            log.identity,
+            "mqtt",
+            file_bytes_max=1 << 20,
+            files_max=8,
+            when_full="hold",
+        )
+        shelf.append([DeadLetter(first, "telemetry/dev-1", 0x87, False, "", 1)])
+        log.close()
+        if killed == "delivery":
+            (pid,) = gw.children()["delivery"]
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: gw.children()["delivery"] not in ([], [pid]))
+        else:
+            gw.kill()
+            gw.start()
+        recorder = [sys.executable, "-m", "tests.brokers", "record", "--port", str(port)]
+        recorder += ["--file", str(tmp_path / "recorded")]
+        process = subprocess.Popen(recorder, cwd=ROOT, stdout=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: gw.metric("gateway_events_waiting") == 0)
+        finally:
+            process.kill()
+            process.wait()
+        books = gw.health()["events"]
+    assert (books["published"], books["dead_lettered"], books["unexplained"]) == (2, 1, 0)
+    payloads = [message["payload"].encode() for message in brokers.recorded(tmp_path / "recorded")]
+    assert payloads == [event(1), event(2)]
+    assert kept(folder / "dead-letters") == [first.lsn]
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ MUTANTS = [
         "gw_log_index.c",
         (
             (
-                "    uint64_t word;\n    for (uint32_t i = 8; ",
-                "    uint64_t word;\n    return true;\n    for (uint32_t i = 8; ",
+                "    for (uint32_t i = 8; i < image->head_words; i++) {\n",
+                "    for (uint32_t i = 8; i < image->head_words; i++) {\n        return true;\n",
             ),
         ),
     ),

@@ -435,7 +435,7 @@ def test_health_says_that_publishing_is_held(tmp_path: Path) -> None:
             health = wait_for(lambda: (h := gateway.health())["status"] != "ok" and h, 5)
             assert health["status"] == "degraded"
             assert health["mqtt"]["connected"] is True
-            assert health["problems"] == ["the broker refuses an event: publishing stops"]
+            assert health["problems"][0].startswith("publishing is held:")
             folder.unlink()
             wait_for(lambda: gateway.health()["events"]["dead_lettered"] == 1, 5)
 
