@@ -118,13 +118,44 @@ void gw_log_close(gw_log *log)
 
 /* ---- what is on disk ------------------------------------------------------------------------------------------ */
 
+static uint64_t least_cursor(const gw_slot_page *slot)
+{
+    uint64_t least = slot->sinks ? ~0ull : slot->watermark;
+    for (unsigned i = 0; i < slot->sinks; i++)
+        if (slot->sink[i].cursor.lsn < least)
+            least = slot->sink[i].cursor.lsn;
+    return least;
+}
+
+/* Whether its positions are such as a gateway writes. The checksum is no secret: a page made by another hand must not
+ * lead outside the map, nor to a hole longer than the ring. */
+static bool slot_is_sane(const gw_slot_page *page, uint64_t capacity)
+{
+    if (page->epochs < 1 || page->epochs > GW_EPOCHS_MAX || page->sinks > GW_SINKS_MAX)
+        return false;
+    uint64_t c = least_cursor(page), limit = c + capacity, bits = page->watermark | c;
+    const gw_epoch_range *last = &page->range[page->epochs - 1];
+    bool sane = c >= GW_FIRST_LSN && c <= UINT64_MAX / 2 && page->watermark >= GW_FIRST_LSN &&
+                page->watermark <= limit && last->start <= limit && last->epoch == page->epoch;
+    for (unsigned i = 0; i < page->sinks; i++) {
+        bits |= page->sink[i].cursor.lsn;
+        sane &= page->sink[i].cursor.lsn <= limit;
+    }
+    for (unsigned i = 0; i < page->epochs; i++) {
+        const gw_epoch_range *range = &page->range[i];
+        bits |= range->start;
+        sane &= i == 0 || (range->start > range[-1].start && range->epoch > range[-1].epoch);
+    }
+    return sane && bits % 8 == 0;
+}
+
 static bool slot_read(const gw_log *log, unsigned which, gw_slot_page *page)
 {
     memcpy(page, log->file + (1 + which) * GW_PAGE, sizeof *page);
     uint32_t crc = page->crc;
     page->crc = 0;
     return page->magic == GW_SLOT_MAGIC && page->version == GW_LOG_VERSION && crc == gw_crc32c(0, page, sizeof *page) &&
-           page->epochs >= 1 && page->epochs <= GW_EPOCHS_MAX && page->sinks <= GW_SINKS_MAX;
+           slot_is_sane(page, log->mask + 1);
 }
 
 typedef struct scan {
@@ -197,15 +228,6 @@ static void corrupt_add(gw_recovery *report, uint64_t from, uint64_t to)
         report->corrupt[report->corrupt_count] = (gw_damage){from, to};
     report->corrupt_count++;
     report->corrupt_bytes += to - from;
-}
-
-static uint64_t least_cursor(const gw_slot_page *slot)
-{
-    uint64_t least = slot->sinks ? ~0ull : slot->watermark;
-    for (unsigned i = 0; i < slot->sinks; i++)
-        if (slot->sink[i].cursor.lsn < least)
-            least = slot->sink[i].cursor.lsn;
-    return least;
 }
 
 /* DATA records below E: those below the least cursor, which its sink has counted, and those that were found. A sink
@@ -301,7 +323,9 @@ static int read_through(int fd, uint64_t capacity)
     return 0;
 }
 
-static gw_status newest_slot(const gw_log *log, gw_slot_page *slot, gw_error *error)
+/* *unknown: how many epochs may have begun that the slot does not know. Starts and syncs write the two pages in turn:
+ * when the other one is damaged, it may have been the newer one and have begun the next epoch. */
+static gw_status newest_slot(const gw_log *log, gw_slot_page *slot, unsigned *unknown, gw_error *error)
 {
     gw_slot_page other;
     bool a = slot_read(log, 0, slot), b = slot_read(log, 1, &other);
@@ -309,6 +333,7 @@ static gw_status newest_slot(const gw_log *log, gw_slot_page *slot, gw_error *er
         return gw_fail(error, GW_NOT_A_LOG, 0, 0, "both slot pages are damaged: the cursors are lost");
     if (!a || (b && other.sequence > slot->sequence))
         *slot = other;
+    *unknown = a != b && slot->sequence > 1;
     return GW_OK;
 }
 
@@ -482,9 +507,9 @@ static void note_lost(gw_slot_page *slot, const holes *found)
         }
 }
 
-static void open_epoch(gw_slot_page *slot, uint64_t start)
+static void open_epoch(gw_slot_page *slot, unsigned unknown, uint64_t start)
 {
-    slot->epoch++;
+    slot->epoch += 1 + unknown; /* an epoch that wrote records must not begin again: they would pass for new ones */
     while (slot->epochs && slot->range[slot->epochs - 1].start >= start)
         slot->epochs--; /* an empty range is replaced: a crash loop needs no room */
     if (slot->epochs == GW_EPOCHS_MAX) {
@@ -507,7 +532,8 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     if (fdatasync(log->fd))
         return gw_fail(error, GW_ERRNO, errno, 0, "fdatasync of the log before recovery");
     gw_slot_page slot;
-    gw_status status = newest_slot(log, &slot, error);
+    unsigned unknown;
+    gw_status status = newest_slot(log, &slot, &unknown, error);
     if (status != GW_OK)
         return status;
     holes found = {0}, covered = {0};
@@ -534,7 +560,7 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     if (status != GW_OK)
         return status;
     gw_dirty(log, durable, report->start);
-    open_epoch(&slot, report->start);
+    open_epoch(&slot, unknown, report->start);
     report->epoch = slot.epoch;
     gw_slot_write(log, &slot, slot.sequence + 1);
     status = shared_new(log, identity, &slot, error);
@@ -596,6 +622,7 @@ gw_status gw_log_scan(const char *path, gw_log **out, gw_recovery *report, gw_er
     log->read_only = true;
     gw_identity_page identity;
     gw_slot_page slot;
+    unsigned unknown;
     holes found = {0}, covered = {0};
     gw_status status = GW_OK;
     log->fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -604,7 +631,7 @@ gw_status gw_log_scan(const char *path, gw_log **out, gw_recovery *report, gw_er
     if (status == GW_OK)
         status = load(log, &identity, error);
     if (status == GW_OK)
-        status = newest_slot(log, &slot, error);
+        status = newest_slot(log, &slot, &unknown, error);
     uint64_t ordinal = 0, records_above[GW_SINKS_MAX] = {0};
     if (status == GW_OK && !examine(log, &slot, identity.secret, report, &found, &covered, records_above))
         status = gw_fail(error, GW_ERRNO, ENOMEM, 0, "scanning the log");

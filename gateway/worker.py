@@ -228,7 +228,8 @@ class App:
                 ),
                 (
                     link.get("state") == "dead_letters_full",
-                    "the dead-letter files are full: publishing stops; see `gateway dead-letters ls`",
+                    "the dead-letter files are full: publishing stops; see `gateway dead-letters"
+                    " ls`",
                 ),
                 (
                     self._hung_lately(),

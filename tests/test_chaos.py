@@ -7,14 +7,14 @@ from tests import chaos
 
 
 def test_every_202_arrives_though_any_process_is_killed_or_stopped():
-    report = chaos.run("--rounds", "8", "--rate", "1500")
+    report = chaos.run("--rounds", "5", "--rate", "1500")
     print(report)
     assert report.ok(), str(report)
-    assert report.accepted >= 5_000, str(report)
+    assert report.accepted >= 2_000, str(report)
 
 
 def test_every_202_is_on_the_recording_brokers_disk_though_the_broker_is_killed_too():
-    report = chaos.run("--broker", "recording", "--rounds", "8", "--rate", "800", "--seed", "1")
+    report = chaos.run("--broker", "recording", "--rounds", "5", "--rate", "800", "--seed", "1")
     print(report)
     assert report.ok(), str(report)
     assert report.broker_starts > 1, str(report)

@@ -226,6 +226,11 @@ def accepted_and_delivered(rows: list[Rows]) -> Callable[[Attempt], bool]:
     return lambda a: a.accepted and a.event in arrived and a.event.device != "last"
 
 
+def is_fresh(a: Attempt) -> bool:
+    """Accepted with a key, and not the last event: behind that one no window is decided."""
+    return a.accepted and not a.duplicate and a.event.seq is not None and a.event.device != "last"
+
+
 def an_event_never_arrives(rows: list[Rows]) -> list[Rows]:
     return without(rows, find(rows, accepted_and_delivered(rows)).event)
 
@@ -267,13 +272,13 @@ def sink_is_answered_for_a_dead_letter(rows: list[Rows]) -> list[Rows]:
     return changed(rows, lie, status=200, reached="sink")
 
 
-def fresh_durable(rows: list[Rows]) -> Callable[[Attempt], bool]:
-    """Answered `durable` at the first attempt."""
+def accepted_at_once(rows: list[Rows]) -> Callable[[Attempt], bool]:
+    """Accepted at the first attempt: no sync before can have covered it."""
     first: dict[Event, Attempt] = {}
     for row in rows:
         if isinstance(row, Attempt):
             first.setdefault(row.event, row)
-    return lambda a: a.reached == "durable" and first[a.event] is a
+    return lambda a: a.accepted and first[a.event] is a
 
 
 def durable_is_answered_without_a_sync(rows: list[Rows]) -> list[Rows]:
@@ -282,12 +287,14 @@ def durable_is_answered_without_a_sync(rows: list[Rows]) -> list[Rows]:
 
 
 def durable_is_answered_before_the_sync_returned(rows: list[Rows]) -> list[Rows]:
-    lie = find(rows, fresh_durable(rows))
+    at_once = accepted_at_once(rows)
+    lie = find(rows, lambda a: a.reached == "durable" and at_once(a))
     return changed(rows, lie, answered=lie.sent + 1.5)
 
 
 def durable_rests_on_a_sync_that_had_begun(rows: list[Rows]) -> list[Rows]:
-    lie = find(rows, fresh_durable(rows))
+    at_once = accepted_at_once(rows)
+    lie = find(rows, lambda a: a.reached == "durable" and at_once(a))
     return [
         msgspec.structs.replace(row, started=lie.sent - 0.5)
         if isinstance(row, Sync) and lie.sent < row.started < lie.answered
@@ -304,7 +311,7 @@ def durable_rests_on_a_sync_that_failed(rows: list[Rows]) -> list[Rows]:
 
 
 def a_key_is_accepted_twice(rows: list[Rows]) -> list[Rows]:
-    once = find(rows, lambda a: a.accepted and not a.duplicate and a.event.seq is not None)
+    once = find(rows, is_fresh)
     assert once.lsn is not None
     twice = msgspec.structs.replace(
         once, sent=once.answered + 0.1, answered=once.answered + 0.2, lsn=once.lsn + SIZE // 2
@@ -313,12 +320,12 @@ def a_key_is_accepted_twice(rows: list[Rows]) -> list[Rows]:
 
 
 def a_repeat_is_not_marked(rows: list[Rows]) -> list[Rows]:
-    once = find(rows, lambda a: a.accepted and not a.duplicate and a.event.seq is not None)
+    once = find(rows, is_fresh)
     return after(rows, once, msgspec.structs.replace(once, sent=once.answered + 0.1))
 
 
 def a_repeat_is_a_conflict(rows: list[Rows]) -> list[Rows]:
-    once = find(rows, lambda a: a.accepted and a.event.seq is not None)
+    once = find(rows, is_fresh)
     return after(
         rows,
         once,
@@ -327,7 +334,7 @@ def a_repeat_is_a_conflict(rows: list[Rows]) -> list[Rows]:
 
 
 def a_repeat_is_a_conflict_beside_another_body(rows: list[Rows]) -> list[Rows]:
-    once = find(rows, lambda a: a.accepted and not a.duplicate and a.event.seq is not None)
+    once = find(rows, is_fresh)
     other = once.event._replace(body="another")
     t = once.answered
     return after(
@@ -339,7 +346,7 @@ def a_repeat_is_a_conflict_beside_another_body(rows: list[Rows]) -> list[Rows]:
 
 
 def another_body_is_accepted(rows: list[Rows]) -> list[Rows]:
-    once = find(rows, lambda a: a.accepted and not a.duplicate and a.event.seq is not None)
+    once = find(rows, is_fresh)
     assert once.lsn is not None
     other = msgspec.structs.replace(
         once,
@@ -354,7 +361,7 @@ def another_body_is_accepted(rows: list[Rows]) -> list[Rows]:
 
 
 def another_body_passes_for_a_repeat(rows: list[Rows]) -> list[Rows]:
-    once = find(rows, lambda a: a.accepted and not a.duplicate and a.event.seq is not None)
+    once = find(rows, is_fresh)
     other = msgspec.structs.replace(
         once,
         event=once.event._replace(body="another"),
@@ -403,7 +410,7 @@ def a_receipt_says_finished_of_what_is_lost(rows: list[Rows]) -> list[Rows]:
 
 
 def a_receipt_says_durable_without_a_sync(rows: list[Rows]) -> list[Rows]:
-    a = find(rows, lambda a: a.accepted and not a.duplicate)
+    a = find(rows, accepted_at_once(rows))
     return [*rows, Receipt(a.event, "durable", a.sent, a.sent + 0.5)]
 
 

@@ -10,7 +10,7 @@ from tests.mutant_gateway import Native, package
 
 
 def test_everything_is_broken_before_a_broker_that_records():
-    report = torture.run("--seconds", "40", "--broker", "recording")
+    report = torture.run("--seconds", "30", "--broker", "recording")
     print(report)
     assert report.ok, str(report)
     answers = report.verdict.answers
@@ -20,7 +20,7 @@ def test_everything_is_broken_before_a_broker_that_records():
 
 
 def test_everything_is_broken_before_mosquitto():
-    report = torture.run("--seconds", "40", "--broker", "mosquitto")
+    report = torture.run("--seconds", "30", "--broker", "mosquitto")
     print(report)
     assert report.ok, str(report)
     assert report.verdict.accepted > 10_000

@@ -147,8 +147,9 @@ class Subscribed:
         rules.chmod(0o600)
         self._file = directory / "arrived.txt"
         self._mosquitto = Mosquitto(
-            folder, "max_queued_messages 1000000", "max_inflight_messages 1000", f"acl_file {rules}",
-            "persistence true", f"persistence_location {folder}/",
+            # not 0: then 2.0.11 closes the connection behind each publish that it refuses
+            folder, "max_queued_messages 1000000", "max_inflight_messages 1000",
+            f"acl_file {rules}", "persistence true", f"persistence_location {folder}/",
         )  # fmt: skip
         self._database = folder / "mosquitto.db"
         self.port = self._mosquitto.port
@@ -540,7 +541,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seconds", type=float, default=300.0)
     p.add_argument("--seed", type=int, default=None)
-    p.add_argument("--broker", choices=BROKERS, help="default: one after the other")
+    p.add_argument("--broker", choices=BROKERS, help="not given: one after the other")
     p.add_argument("--rate", type=float, default=1200.0, help="events a second offered")
     p.add_argument("--devices", type=int, default=48)
     p.add_argument("--refused", type=int, default=2, help="devices whose topic the broker refuses")
@@ -585,8 +586,10 @@ def keep(torture: Torture) -> Path:
 
 
 def run(*arguments: str) -> Report:
-    """One run. The history stays in build/torture when there is something to look at."""
+    """One run, before the recording broker unless told otherwise. The history stays in
+    build/torture when there is something to look at."""
     args = parser().parse_args(arguments)
+    args.broker = args.broker or Recording.name
     if args.seed is None:
         args.seed = random.SystemRandom().randrange(1 << 31)
     print(f"seed {args.seed}, broker {args.broker}", flush=True)
