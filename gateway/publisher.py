@@ -345,11 +345,12 @@ class Publisher:
         """What was in flight when the broker ended the connection is sent one by one from here on.
         True: an event had its last strike, and has a dead letter now."""
         view = self.window.look()
-        if not (lost.blames_in_flight and view.in_flight):
+        if not lost.blames_in_flight:
             return False
         proved = acked or self._quiet_s > 0
         poison = self._suspects.connection_ended(view, time.monotonic_ns(), proved)
-        self.window.probe(self._suspects.until_lsn - 1)
+        if view.in_flight:
+            self.window.probe(self._suspects.until_lsn - 1)
         if poison is None:
             return False
         await self._refusals.poison(poison, lost.code, self._suspects.strikes)

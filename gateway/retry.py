@@ -125,11 +125,14 @@ class Suspects:
     When the broker ends a connection and something was in flight, all of that is suspect: it is
     sent one by one until the cursor has passed it. A suspect gets a strike when the experiment was
     clean: it was alone in flight, the end came within STRIKE_S of its sending, and the connection
-    had proved well before, by an acknowledgement or by standing QUIET_S with nothing sent. So a
-    broker that is restarted, or that accepts and closes a hundred times, strikes nobody: it would
-    have to fail just between one PUBLISH and its PUBACK, `strikes_max` times, each time with the
-    same event. A PUBACK that does not come, a silent peer and a network that dies are no strikes: a
-    broker that never acknowledges is not the event's fault.
+    had proved well before, by an acknowledgement or by standing QUIET_S with nothing sent.
+
+    So a broker that is restarted, or that accepts and closes a hundred times, strikes nobody: it
+    would have to fail just between one PUBLISH and its PUBACK, `strikes_max` times, each time with
+    the same event, and never in the quiet: an end with nothing in flight is proof against the
+    broker or the network, and takes the strikes back. A PUBACK that does not come, a silent peer
+    and a network that dies are no strikes: a broker that never acknowledges is not the event's
+    fault.
     """
 
     def __init__(self, strikes_max: int, quiet_s: float = QUIET_S) -> None:
@@ -147,6 +150,7 @@ class Suspects:
         """The broker ended a connection with `view` in flight. Returns the lsn of an event that has
         its last strike, or None. `now_ns` is CLOCK_MONOTONIC."""
         if not view.in_flight:
+            self.strikes = 0
             return None
         self.until_lsn = max(self.until_lsn, view.read_lsn)
         quick = now_ns - view.oldest_sent_ns <= STRIKE_S * 1e9

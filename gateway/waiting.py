@@ -49,6 +49,13 @@ IDLE_MS: Final = 3_600_000
 FAILED_TICK_S: Final = 0.02
 """A failed log wakes every `log.wait` at once; the process ends soon."""
 COMPACT_MIN: Final = 64
+"""Entries of who was late that a line may hold beside as many that wait."""
+
+_ACKS_DURABLE: Final = _log.COUNTERS["acks_durable"]
+_ACKS_SINK: Final = _log.COUNTERS["acks_sink"]
+_ACKS_LATE: Final = _log.COUNTERS["acks_late"]
+_ACKS_DEAD: Final = _log.COUNTERS["acks_dead"]
+_ACK_NS: Final = _log.COUNTERS["ack_ns"]
 
 
 class Reply(Protocol):
@@ -354,10 +361,3 @@ class Waiting:
             return
         self._answered += 1
         reply(status, headers, body)
-
-
-_ACKS_DURABLE: Final = _log.COUNTERS["acks_durable"]
-_ACKS_SINK: Final = _log.COUNTERS["acks_sink"]
-_ACKS_LATE: Final = _log.COUNTERS["acks_late"]
-_ACKS_DEAD: Final = _log.COUNTERS["acks_dead"]
-_ACK_NS: Final = _log.COUNTERS["ack_ns"]

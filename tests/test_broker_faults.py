@@ -486,6 +486,23 @@ def test_reasons_that_no_message_can_cause_blame_none(source: Source, code: int)
     assert source.letters == []
 
 
+def test_strikes_are_taken_back_by_an_end_in_the_quiet(source: Source) -> None:
+    """Two of three connections stand the quiet and break on the event; the third breaks in it."""
+    source.add(1)
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        if peer.number >= 14:
+            await peer.acknowledge_all()
+        elif peer.number % 3:
+            await peer.publish()
+        peer.close()
+
+    scripted(source, script, drained, poison_attempts=3)
+    assert source.letters == []
+    balanced(source, 1)
+
+
 @pytest.mark.parametrize("when", ["at once", "before anything is proved", "after long"])
 def test_a_broker_that_breaks_by_itself_strikes_nobody(
     source: Source, when: str, monkeypatch: pytest.MonkeyPatch
@@ -877,7 +894,11 @@ def test_resets_at_any_moment_lose_and_double_nothing_in_the_books(
     async def main() -> None:
         with Mosquitto(tmp_path / "m") as broker:
             async with FaultProxy(broker.port) as proxy:
-                async with publishing(source, proxy.port, {"quiet_s": 0.01}) as publisher:
+                # Resets as quick as PUBACKs, and next to no quiet: strikes are tested elsewhere.
+                options = {"quiet_s": 0.01}
+                async with publishing(
+                    source, proxy.port, options, poison_attempts=100
+                ) as publisher:
                     for n in range(25):
                         source.add(40)
                         publisher.on_committed()
@@ -921,6 +942,8 @@ def test_strikes_are_for_the_same_event_only() -> None:
     assert suspects.connection_ended(_view(5, 100, 600), 1, True) is None  # not alone
     assert suspects.connection_ended(one, 1, False) is None  # not proved
     assert suspects.connection_ended(one, 6 * 10**9, True) is None  # too late
+    assert suspects.connection_ended(_view(0, 0, 200), 1, True) is None  # no fault of an event
+    assert suspects.connection_ended(one, 1, True) is None
     assert suspects.connection_ended(one, 1, True) == 100
     assert suspects.quiet_s(599) == 1.0
     assert suspects.quiet_s(600) == 0.0

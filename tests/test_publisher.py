@@ -525,11 +525,15 @@ def test_dead_letters_that_cannot_be_kept_hold_the_cursor(
     assert "gateway dead-letters requeue" in texts[1]
 
 
-def test_a_connection_lost_while_dead_letters_are_written_doubles_nothing(source: Source) -> None:
+@pytest.mark.parametrize("again", ["before the mark", "after the mark"])
+def test_a_connection_lost_while_dead_letters_are_written_doubles_nothing(
+    source: Source, again: str
+) -> None:
     source.add(5)
     assert isinstance(source.shelf, MemoryShelf)
     shelf = source.shelf
     shelf.wait = threading.Event()
+    first_lsn = source.log.cursor(0).lsn
 
     async def script(peer: Peer) -> None:
         await peer.accept()
@@ -543,9 +547,12 @@ def test_a_connection_lost_while_dead_letters_are_written_doubles_nothing(source
             peer.close()
         else:
             first = await peer.publish()
-            peer.puback(first.id, 0x87)  # refused once more, while the first write still runs
-            await asyncio.sleep(0.05)
             assert shelf.wait is not None
+            if again == "after the mark":
+                shelf.wait.set()
+                await until(lambda: source.log.state_of(first_lsn) == "dead_lettered")
+            peer.puback(first.id, 0x87)  # refused once more
+            await asyncio.sleep(0.05)
             shelf.wait.set()
             await peer.acknowledge_all()
 
