@@ -426,12 +426,28 @@ static void commit_void(gw_log *log, gw_image *image, const gw_event *event, uin
     header->kind = GW_DATA;
 }
 
+static inline bool is_keyed(const gw_event *event)
+{
+#ifdef GW_NO_INDEX /* benchmarks/dedupe.py: what is left is what an event costs without the index */
+    (void)event;
+    return false;
+#else
+    return event->flags & GW_EVENT_KEYED;
+#endif
+}
+
 void gw_producer_prefetch(const gw_producer *producer, gw_event *event)
 {
-    if (!(event->flags & GW_EVENT_KEYED))
-        return;
-    event->key_hash = gw_index_hash(producer->log, event->device_id, event->device_id_bytes, event->boot, event->seq);
-    __builtin_prefetch((const void *)gw_index_head(producer->log, event->key_hash), 1);
+    enum { LINE = 64, LINES = 5 };
+    const gw_log *log = producer->log;
+    uint64_t tail = gw_log_tail(log);
+    if (is_keyed(event)) {
+        event->key_hash = gw_index_hash(log, event->device_id, event->device_id_bytes, event->boot, event->seq);
+        gw_index_prefetch(log, event->key_hash, tail);
+    }
+    const uint8_t *place = (const uint8_t *)gw_word(log, tail);
+    for (unsigned i = 0; i < LINES; i++) /* behind the ring's end comes its beginning again */
+        __builtin_prefetch(place + (size_t)LINE * i, 1);
 }
 
 gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint64_t *lsn)
@@ -442,11 +458,7 @@ gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint6
     uint64_t n = (used + 7) & ~7ull;
     if (n > shared->record_bytes_max)
         return GW_TOO_LARGE;
-#ifdef GW_NO_INDEX /* benchmarks/dedupe.py: what is left is what the index costs */
-    bool keyed = false;
-#else
-    bool keyed = event->flags & GW_EVENT_KEYED;
-#endif
+    bool keyed = is_keyed(event);
     uint64_t hash = event->key_hash, head = 0, t;
     if (keyed) {
         if (!hash)

@@ -5,7 +5,7 @@
 
 #include "gw_hash.h"
 
-enum { BYTES_A_BUCKET = 128, BYTES_A_LINK = 64, SPINS = 256 };
+enum { BYTES_A_BUCKET = 64, BYTES_A_LINK = 64, SPINS = 256 };
 
 uint64_t gw_index_buckets(uint64_t capacity)
 {
@@ -20,10 +20,14 @@ size_t gw_index_bytes(uint64_t capacity)
 uint64_t gw_index_hash(const gw_log *log, const uint8_t *device_id, size_t device_id_bytes, uint64_t boot, uint64_t seq)
 {
     uint8_t key[16 + 256];
+    size_t bytes = 8 + device_id_bytes;
     memcpy(key, &seq, 8);
-    memcpy(key + 8, &boot, 8);
-    memcpy(key + 16, device_id, device_id_bytes);
-    return gw_siphash(log->shared->index_key, key, 16 + device_id_bytes);
+    memcpy(key + 8, device_id, device_id_bytes);
+    if (boot) { /* mostly there is none; keys are told apart in the record, not here */
+        memcpy(key + bytes, &boot, 8);
+        bytes += 8;
+    }
+    return gw_siphash(log->shared->index_key, key, bytes);
 }
 
 static inline _Atomic uint64_t *prev_of(const gw_log *log, uint64_t lsn)
@@ -98,6 +102,12 @@ static inline bool lapped(const gw_log *log, uint64_t lsn)
     atomic_thread_fence(memory_order_acquire);
     uint64_t tail = atomic_load_explicit(&log->shared->tail, memory_order_acquire) & ~GW_TAIL_CLOSED; /* T */
     return tail > lsn + log->mask + 1;
+}
+
+void gw_index_prefetch(const gw_log *log, uint64_t hash, uint64_t lsn)
+{
+    __builtin_prefetch((const void *)gw_index_head(log, hash), 1);
+    __builtin_prefetch((const void *)prev_of(log, lsn), 1);
 }
 
 void gw_index_prefetch_link(const gw_log *log, uint64_t link)

@@ -23,7 +23,7 @@
  * Crash story: the index is shared memory; recovery rebuilds it from the ring. A producer that dies between its insert
  * and its marker leaves a link to what becomes a PAD, which leaves prev alone, so the chain goes on.
  *
- * The window is exactly the last `capacity` bytes claimed. Memory: capacity / 8 for prev, capacity / 16 for heads. */
+ * The window is exactly the last `capacity` bytes claimed. Memory: capacity / 8 for prev, and as much for heads. */
 #ifndef GW_LOG_INDEX_H
 #define GW_LOG_INDEX_H
 
@@ -68,7 +68,8 @@ static inline uint64_t gw_link_lsn(uint64_t link)
     return link >> 8 << 3;
 }
 
-/* The walk's first miss, early. */
+/* What an insert at about `lsn` will touch, early; the walk's first miss, early. */
+void gw_index_prefetch(const gw_log *log, uint64_t hash, uint64_t lsn);
 void gw_index_prefetch_link(const gw_log *log, uint64_t link);
 /* Walk from `link` down to the first at or below `until` (lsn); *lsn is what was found. */
 gw_found gw_index_walk(const gw_log *log, uint64_t hash, uint64_t link, uint64_t until, gw_image *image, uint64_t *lsn);

@@ -384,7 +384,7 @@ static gw_status shared_new(gw_log *log, const gw_identity_page *identity, const
             if (fd >= 0)
                 close(fd);
             return gw_fail(error, GW_ERRNO, full, 0,
-                           "shared memory for the log (its index takes 3/16 of log.capacity_bytes)");
+                           "shared memory for the log (its index takes a quarter of log.capacity_bytes)");
         }
     }
     gw_shared *shared = map_shared(bytes, fd);

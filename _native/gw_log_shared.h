@@ -188,7 +188,7 @@ struct gw_log {
     bool read_only;
     _Atomic uint32_t committer_stop; /* this process's committer: the next one must not find it set */
     /* follower only */
-    uint64_t stuck_at, ticked_at_ns;
+    uint64_t stuck_at, ticked_at_ns, rested_at;
     unsigned stuck_ms, stopped_ms;
     /* committer only */
     uint64_t rate_lsn, rate_at_ns;

@@ -8,9 +8,9 @@ parse, compare and copy; each build has its own log.
     dedupe_cost_ns_million_devices   of a million devices, in random order
     dedupe_devices_ratio             the second over the first
 
-The log is large, so that its index (3/16 of it) does not fit a core's own cache, and it is lapped
-a few times before anything is measured: most look-ups then meet links, whole ones and lapped ones,
-as in service. Between rounds it is walked, synced and emptied. The figure is the median of the
+The log is large, so that its index (a quarter of it) does not fit a core's own cache, and it is
+lapped a few times before anything is measured: most look-ups then meet links, whole ones and lapped
+ones, as in service. Between rounds it is walked, synced and emptied. The figure is the median of the
 differences of single rounds.
 """
 

@@ -236,6 +236,9 @@ def main() -> None:
             code = Exit.LOG_FAILED
         else:
             code = uvloop.run(_run(log, launch))
+    except _log.NotALog as error:  # cut short or replaced under a running gateway
+        process.tell_failed(error)
+        code = Exit.LOG_FAILED
     except GatewayError as error:
         _logger.critical("%s", error)
         code = error.exit_code

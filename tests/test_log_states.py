@@ -115,7 +115,7 @@ MUTANTS = [
         IndexMachine,
         "gw_log_index.c",
         (
-            ("    memcpy(key + 8, &boot, 8);", "    memset(key + 8, 0, 8);"),
+            ("    if (boot) { /* mostly", "    if (boot && false) { /* mostly"),
             (" || have.boot != want->boot", ""),
         ),
     ),

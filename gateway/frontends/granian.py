@@ -38,7 +38,7 @@ import granian
 from granian.http import HTTP1Settings
 
 from gateway import http, opening, process, worker
-from gateway._log import BUSY, RUNNING, LogError, now_ns
+from gateway._log import BUSY, RUNNING, LogError, NotALog, now_ns
 from gateway.errors import Exit, GatewayError
 from gateway.http import ENQUEUE, INGEST, Answer, device_id_at
 from gateway.worker import App
@@ -432,6 +432,9 @@ def main() -> None:
     except GatewayError as error:
         logging.getLogger(__name__).critical("%s", error)
         sys.exit(Exit.USAGE)
+    except NotALog as error:  # cut short or replaced under a running gateway
+        process.tell_failed(error)
+        sys.exit(Exit.LOG_FAILED)
     except LogError as error:  # no memory or descriptor for it: perhaps for a moment
         logging.getLogger(__name__).critical("cannot attach to the log: %s", error)
         sys.exit(Exit.ERROR)
