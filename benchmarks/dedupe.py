@@ -10,8 +10,8 @@ parse, compare and copy; each build has its own log.
 
 The log is large, so that its index (a quarter of it) does not fit a core's own cache, and it is
 lapped a few times before anything is measured: most look-ups then meet links, whole ones and lapped
-ones, as in service. Between rounds it is walked, synced and emptied. The figure is the median of the
-differences of single rounds.
+ones, as in service. Between rounds it is walked, synced and emptied. The figure is the median of
+the differences of single rounds.
 """
 
 import contextlib
