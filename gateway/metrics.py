@@ -129,7 +129,8 @@ class LogCollector(Collector):
         refused = CounterMetricFamily(
             "gateway_events_refused",
             "Requests refused, by the code of the answer. Those whose body arrived are also in"
-            f" received = accepted + duplicates + refused. {_COUNTED}",
+            " received = accepted (since the start) + duplicates + refused."
+            f" {_COUNTED}",
             labels=["code"],
         )
         for number, code in enumerate(_log.CODES):

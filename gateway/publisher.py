@@ -308,12 +308,12 @@ class Publisher:
         self._count("mqtt_connected", 1)
         limit = min(connack.receive_maximum, self._settings.inflight_max)
         LOGGER.info(
-            "connected to %s as %s: %d in flight at most, packets up to %s bytes, keep-alive %d s,"
+            "connected to %s as %s: %d in flight at most, packets of %s, keep-alive %d s,"
             " session %s",
             self.name,
             printable(self.client_id),
             limit,
-            connack.packet_bytes_max or "any",
+            f"up to {connack.packet_bytes_max} bytes" if connack.packet_bytes_max else "any size",
             keep_alive_s,
             "resumed" if connack.session_present else "new",
         )

@@ -55,6 +55,12 @@ SYNC_SLOW_S: Final = 1.0
 """An fdatasync that runs longer is said in /healthz."""
 HUNG_RECENT_S: Final = 600.0
 """So long /healthz says that a delivery process hung and was killed."""
+_AWAY: Final = "not connected to the broker"
+_NOT_CONNECTED: Final = {
+    "refused": "the broker refuses the connection (mqtt.last_error)",
+    "taken_over": "another client has taken over this client id (mqtt.last_error)",
+}
+"""By the publisher's state, where waiting will not mend it."""
 RECEIPTS: Final = "/v1/receipts/"
 RECEIPT_SHOWN_MAX: Final = 128
 _is_receipt: Final = re.compile(r"[0-9A-Za-z-]{1,128}").fullmatch
@@ -95,6 +101,7 @@ class App:
         state does."""
         self._status_path = mqtt_status_path(launch.config)
         self._exposition = metrics.Exposition(log, launch.recovered)
+        self._corrupt_bytes: Final = launch.recovered.corrupt_bytes
         self._seldom = Seldom(1.0)
         self._seldom_full = Seldom(FULL_INTERVAL_S)
         self._full: tuple[Answer, ...] = ()
@@ -220,7 +227,7 @@ class App:
                 (state != _log.RUNNING, f"the log is {metrics.STATES[state]}"),
                 (log.full or room < largest, self._why_full(used, room < largest)),
                 (sync_s > SYNC_SLOW_S, f"an fdatasync has been running for {sync_s:.1f} s"),
-                (not connected, "not connected to the broker"),
+                (not connected, _NOT_CONNECTED.get(str(link.get("state")), _AWAY)),
                 (
                     link.get("state") == "held",
                     "publishing is held: an event is refused for now, or the disk takes no dead"
@@ -233,9 +240,14 @@ class App:
                 ),
                 (
                     self._hung_lately(),
-                    f"the delivery process hung and was killed: {self._hung} times since the start",
+                    f"the delivery process hung and was killed ({self._hung} since the start)",
                 ),
                 (books.unexplained, f"{books.unexplained} events are unexplained"),
+                (
+                    self._corrupt_bytes,
+                    f"{self._corrupt_bytes} bytes that were durable were found damaged at the start"
+                    " and are lost: compare gateway.log.corrupt-*, beside the log",
+                ),
             )
             if wrong
         ]

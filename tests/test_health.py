@@ -125,11 +125,24 @@ def test_publishing_that_is_held_is_a_problem(site: Worker, state: str, words: s
     assert "not connected to the broker" in site.problems
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("refused", "the broker refuses the connection"),
+        ("taken_over", "another client has taken over this client id"),
+        ("waiting", "not connected to the broker"),
+    ],
+)
+def test_a_problem_with_the_broker_says_which(site: Worker, state: str, words: str) -> None:
+    site.link(state, False)
+    assert words in site.problems
+
+
 def test_a_delivery_process_that_hung_is_a_problem_for_a_while(
     site: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.count("killed_hung", 2, _log.BLOCK_SUPERVISOR)
-    assert "hung and was killed: 2 times" in site.problems
+    assert "hung and was killed (2 since" in site.problems
     assert site.health()["restarts"]["delivery_hung"] == 2
     monkeypatch.setattr(worker, "HUNG_RECENT_S", 0.0)
     assert site.problems == ""

@@ -757,6 +757,7 @@ def test_damage_below_the_watermark_is_copied_aside_before_the_gateway_goes_on(
         assert copy.stat().st_mode & 0o777 == 0o600
         assert "damage below the durable watermark" in gateway.output()
         assert gateway.metric("gateway_log_recovered_corrupt_bytes") > 0
+        assert any("found damaged at the start" in text for text in gateway.health()["problems"])
         assert gateway.post() == 202
 
 

@@ -11,7 +11,7 @@ from gateway.settings import SETTINGS
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-COMMANDS = set(re.findall(r"(?:`|bin/)gateway ((?:log )?[a-z]+)", README))
+COMMANDS = set(re.findall(r"(?:`|bin/)gateway ((?:log |dead-letters )?[a-z]+)", README))
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"scripts/[a-z]+", README))))
@@ -50,6 +50,13 @@ def test_commands_exist(command: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_all_commands_are_there() -> None:
     assert {"serve", "config", "demo", "log ls", "log verify", "version"} <= COMMANDS
+    assert {
+        "log dump",
+        "log replay",
+        "log resize",
+        "dead-letters ls",
+        "dead-letters requeue",
+    } <= COMMANDS
 
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z]+)", README))))
