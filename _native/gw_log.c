@@ -363,7 +363,12 @@ static gw_status claim(gw_producer *producer, uint64_t n, uint64_t *lsn)
     uint64_t t = atomic_load_explicit(&shared->tail, memory_order_acquire); /* T */
     for (;;) {
         gw_status refused = GW_OK;
+        GW_FAILPOINT(after_tail);
         uint64_t reclaim = atomic_load_explicit(&shared->reclaim, memory_order_acquire); /* R */
+        if (t < reclaim) { /* it slept since then: everything up to there is done */
+            t = atomic_load_explicit(&shared->tail, memory_order_acquire); /* T */
+            continue;
+        }
         if (t & GW_TAIL_CLOSED)
             refused = GW_CLOSED;
         else if (!has_room(shared, t + n - reclaim))

@@ -177,11 +177,14 @@ void gw_index_rebuild(gw_log *log, uint64_t least, uint64_t start)
     uint64_t capacity = log->mask + 1;
     uint64_t p = start > capacity + GW_FIRST_LSN ? start - capacity : GW_FIRST_LSN;
     gw_record record;
+    log->shared->oldest_lsn = least;
     /* Below the least cursor nothing was checked, and newer claims may have torn some of it. */
     while (p < least) {
         if (!relaxed(gw_word(log, p))) /* never written: a log that was made larger has much of it */
             p += 8;
         else if (gw_log_read_at(log, p, least, &record) == GW_OK) {
+            if (p < log->shared->oldest_lsn)
+                log->shared->oldest_lsn = p;
             add(log, p);
             p += record.size;
         } else {

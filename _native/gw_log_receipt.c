@@ -49,10 +49,23 @@ static void render(const gw_log *log, uint64_t epoch, uint64_t lsn, char out[GW_
     *put_hex(to, mac(log, epoch, lsn), 16) = 0;
 }
 
-void gw_log_receipt(const gw_log *log, uint64_t lsn, char out[GW_RECEIPT_BYTES_MAX])
+/* The epoch in which the record at lsn was accepted. Below the table of epochs only the record itself knows. */
+static uint64_t epoch_of(const gw_log *log, uint64_t lsn)
 {
     const gw_shared *shared = log->shared;
-    render(log, lsn >= shared->start_lsn ? shared->epoch : gw_epoch_at(shared->range, shared->epochs, lsn), lsn, out);
+    if (lsn >= shared->start_lsn)
+        return shared->epoch;
+    uint64_t known = gw_epoch_at(shared->range, shared->epochs, lsn);
+    if (lsn >= shared->range[0].start || lsn % 8)
+        return known;
+    uint64_t written = atomic_load_explicit(gw_word(log, lsn) + 1, memory_order_relaxed) >> 32;
+    atomic_thread_fence(memory_order_acquire);
+    return written <= known && gw_log_tail(log) <= lsn + log->mask + 1 ? written : known;
+}
+
+void gw_log_receipt(const gw_log *log, uint64_t lsn, char out[GW_RECEIPT_BYTES_MAX])
+{
+    render(log, epoch_of(log, lsn), lsn, out);
 }
 
 /* Lower-case hexadecimal of at most 16 digits, then `end`; NULL: it is not. */
@@ -146,8 +159,7 @@ enum gw_receipt_state gw_log_receipt_state(const gw_log *log, const char *text, 
 
 enum gw_receipt_state gw_log_state_of(const gw_log *log, uint64_t lsn)
 {
-    const gw_shared *shared = log->shared;
-    return state_of(log, gw_epoch_at(shared->range, shared->epochs, lsn), lsn);
+    return state_of(log, epoch_of(log, lsn), lsn);
 }
 
 bool gw_log_mark_dead(gw_log *log, unsigned sink, uint64_t lsn, uint32_t epoch)
@@ -169,6 +181,8 @@ gw_status gw_log_oldest(const gw_log *log, gw_record *record)
     const gw_shared *shared = log->shared;
     uint64_t capacity = log->mask + 1, tail = gw_log_tail(log), committed = gw_log_committed(log);
     uint64_t p = tail > capacity + GW_FIRST_LSN ? tail - capacity : GW_FIRST_LSN;
+    if (p < shared->oldest_lsn) /* a log that was made larger has gigabytes of nothing below it */
+        p = shared->oldest_lsn;
     while (p < committed) {
         const _Atomic uint64_t *at = gw_word(log, p);
         uint64_t marker = atomic_load_explicit(at, memory_order_acquire); /* M */

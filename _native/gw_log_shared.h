@@ -140,7 +140,8 @@ typedef struct gw_shared {
     /* constant after open */
     uint64_t magic, bytes, capacity, record_bytes_max, identity, secret[2], index_key[2], receipt_key[2];
     uint64_t start_lsn, index_buckets;
-    uint64_t mix; /* of the epoch in which this run writes */
+    uint64_t oldest_lsn; /* no whole record stood below it when this run began */
+    uint64_t mix;        /* of the epoch in which this run writes */
     uint32_t epoch, epochs, sinks, zero;
     gw_epoch_range range[GW_EPOCHS_MAX];
     uint64_t lost_from[GW_EPOCHS_MAX];

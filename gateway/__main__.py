@@ -5,6 +5,7 @@ A command imports what it needs itself, so that `version` and `--help` answer at
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -209,8 +210,13 @@ def _explain(error: Exception) -> tuple[int, str | None]:
 
     if isinstance(error, GatewayError):
         return error.exit_code, str(error)
-    if isinstance(error, PermissionError | FileNotFoundError) and error.filename:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        where = f"{error.filename}: " if error.filename else ""
+        return Exit.ERROR, f"{where}{error.strerror}; make room there, and run it again"
+    if isinstance(error, OSError) and error.filename:
         return Exit.LOG_UNUSABLE, f"{error.filename}: {error.strerror}"
+    if isinstance(error, TimeoutError):  # of a lock; it says which
+        return Exit.LOCKED, str(error)
     if isinstance(error, ImportError) and re.search(r"\b_(log|mqtt|validator)\b", str(error)):
         return Exit.ERROR, f"compiled modules are missing ({error}): run scripts/bootstrap"
     if "gateway._log" in sys.modules:

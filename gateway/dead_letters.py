@@ -279,16 +279,17 @@ def _replace(path: Path, rows: Iterator[bytes]) -> None:
     """An empty file goes away."""
     new = path.with_suffix(".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.writelines(rows)
-        file.flush()
-        os.fsync(fd)
-        empty = file.tell() == 0
-    if empty:
-        new.unlink()
+    try:
+        with open(fd, "wb") as file:
+            file.writelines(rows)
+            file.flush()
+            os.fsync(fd)
+    except OSError as error:
+        new.unlink()  # a full disk must not be fuller for it
+        raise OSError(error.errno, error.strerror, str(new)) from None
+    os.rename(new, path)
+    if path.stat().st_size == 0:
         path.unlink()
-    else:
-        os.rename(new, path)
 
 
 def _write_all(fd: int, data: bytearray) -> None:

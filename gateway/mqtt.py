@@ -8,6 +8,7 @@ and PUBACK are compiled code (`gateway._mqtt`).
 Section numbers are those of MQTT 5.0. Times carry their unit in the name.
 """
 
+import contextlib
 import json
 import os
 import ssl
@@ -428,10 +429,19 @@ class LinkStatus:
         return status
 
     def write(self, path: Path) -> None:
-        """Replace `path` atomically; a reader sees the old or the new one."""
+        """Replace `path` atomically; a reader sees the old or the new one. On a full disk it is
+        written over in place, which needs no room: that is when `held` must be seen."""
+        text = json.dumps(asdict(self)) + "\n"
         partial = path.with_name(f"{path.name}.tmp")  # one name: there is one writer at a time
-        partial.write_text(json.dumps(asdict(self)) + "\n")
-        os.replace(partial, path)
+        try:
+            partial.write_text(text)
+            os.replace(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            with path.open("r+") as file:
+                file.write(text)
+                file.truncate()
 
     @staticmethod
     def read(path: Path) -> "LinkStatus":

@@ -70,6 +70,8 @@ class Supervisor:
         # Until the children run there is nothing to drain: a signal ends the start. (Without a
         # handler, process 1 of a container would not hear it.)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # What SIGHUP asks for a start does anyhow, and recovery may take long.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         process.raise_descriptor_limit()
         sockets = opening.bind(self._config)
         self._log, lock_fd, _ = opening.open_log(self._config)

@@ -36,6 +36,7 @@ from gateway.dead_letters import (
     rfc3339_ns,
     unix_ns,
 )
+from gateway.errors import Exit
 from gateway.publisher import Publisher
 from tests import brokers
 from tests.brokers import Peer, ScriptedBroker
@@ -335,6 +336,44 @@ print("held and went on")
         size="128k",
     )
     assert done.stdout == "held and went on\n", done.stderr
+
+
+def test_drop_on_a_full_disk_says_so_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    shelf = shelf_in(tmp_path)
+    shelf.append([letter(8), *(letter(lsn, b"x" * 900) for lsn in range(16, 640, 8))])
+    done = on_tmpfs(
+        tmp_path / "mount",
+        f'cp -r "{shelf.folder}" "$MOUNT"\n'
+        'sed -i \'1s/"dev-1"/"dev-2"/\' "$MOUNT/dead-letters/000001.ndjson"\n'
+        'touch "$MOUNT/dead-letters/.lock" "$MOUNT/dead-letters/.tools.lock"\n'
+        'cat /dev/zero >"$MOUNT/ballast" || true\n'
+        '"$GATEWAY" dead-letters drop --set log.directory="$MOUNT" --device dev-2'
+        ' || echo "exit $?"\n'
+        'ls "$MOUNT/dead-letters"',
+        size="256k",
+    )
+    assert done.stdout == "exit 1\n000001.ndjson\n"
+    said = [line for line in done.stderr.splitlines() if line.startswith("gateway:")]
+    assert len(said) == 1
+    assert "000001.new: No space left on device" in said[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_stays_locked_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf = shelf_in(tmp_path)
+    shelf.append([letter()])
+
+    def late(folder: Path, *_: object) -> int:
+        with dead_letters.locked(folder, 0.01):
+            return 0
+
+    monkeypatch.setattr("gateway.dead_letter_tools.rewrite", late)
+    with dead_letters.locked(shelf.folder):
+        command = ["dead-letters", "drop", "--yes", "--set", f"log.directory={tmp_path}"]
+        assert __main__.main(command) == Exit.LOCKED
+    assert capsys.readouterr().err.startswith(f"gateway: {shelf.folder} has been locked for")
 
 
 # ---- the order of events ----------------------------------------------------------------------

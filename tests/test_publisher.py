@@ -27,6 +27,7 @@ from gateway.settings import MqttConfig
 from tests import brokers, mosquitto
 from tests.brokers import Peer, Publish, ScriptedBroker
 from tests.certificates import make_certificates
+from tests.own_mount import on_tmpfs
 from tests.publishing import (
     MemoryShelf,
     Source,
@@ -934,7 +935,30 @@ def test_status_that_cannot_be_written_leaves_no_more_than_one_file(tmp_path: Pa
     for _ in range(3):  # three delivery processes
         ended = subprocess.run([sys.executable, "-c", write, target], stderr=subprocess.DEVNULL)
         assert ended.returncode == 1
-    assert len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_status_is_seen_on_a_full_disk(tmp_path: Path) -> None:
+    script = """
+import errno, sys
+from pathlib import Path
+from gateway.mqtt import LinkStatus
+file = Path(sys.argv[1]) / "status.json"
+LinkStatus(state="connected").write(file)
+try:
+    with open(Path(sys.argv[1]) / "ballast", "wb", 0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
+except OSError as error:
+    assert error.errno == errno.ENOSPC
+for state in ("held", "dead_letters_full", "held"):
+    LinkStatus(state=state).write(file)
+    assert LinkStatus.read(file).state == state
+"""
+    (tmp_path / "script.py").write_text(script)
+    run = f'PYTHONPATH=. "{sys.executable}" "{tmp_path}/script.py" "$MOUNT"; ls "$MOUNT"'
+    done = on_tmpfs(tmp_path / "mount", run, size="128k")
+    assert done.stdout.split() == ["ballast", "status.json"], done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ that one reset, one early end or one status other than 202 is a failure.
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import http.client
 import json
 import os
@@ -467,6 +468,27 @@ def test_who_waits_in_vain_holds_the_roll_no_longer_than_its_deadline(tmp_path: 
 
 
 # ---- what comes in between -----------------------------------------------------------------------
+
+
+def test_sighup_during_the_start_does_not_end_it(tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path)
+    folder = tmp_path / "log"
+    folder.mkdir()
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # it waits for the last gateway, as it may for recovery
+        gateway.start(ready=False)
+        wait_for(lambda: "is locked; waiting" in gateway.output(), 15)
+        os.kill(gateway.pid, signal.SIGHUP)
+        time.sleep(0.2)
+    finally:
+        os.close(fd)
+    try:
+        wait_for(lambda: not gateway.alive() or gateway.is_ready(), 15)
+        assert gateway.alive(), gateway.output()
+        assert gateway.stop() == 0
+    finally:
+        gateway.kill()
 
 
 def test_a_second_sighup_is_one_more_roll(gateway: GatewayProcess) -> None:

@@ -139,6 +139,7 @@ static void window_survives_a_restart(void)
         gw_record oldest;
         CHECK_EQ(gw_log_oldest(f.log, &oldest), GW_OK);
         CHECK(oldest.lsn + CAPACITY >= tail && oldest.lsn + CAPACITY < tail + 1024);
+        CHECK_EQ(f.log->shared->oldest_lsn, oldest.lsn); /* it need not be searched for at each scrape */
         gw_producer_close(p);
         publish(f.log, 0, follow(f.log));
         settle(f.log);
@@ -424,6 +425,27 @@ static void rivals_for_few_keys_agree(void)
     fixture_end(&f);
 }
 
+#ifdef GW_FAILPOINTS
+
+/* A producer sleeps between its looks at the tail and at what is reclaimed; an empty log is not full for it. */
+static void late_look_at_the_tail_is_not_full(void)
+{
+    fixture f = fixture_new();
+    gw_producer *p = producer_of(f.log);
+    CHECK_EQ(put(p, 8, 4, 500, NULL), GW_OK);
+    pass_all(f.log);
+    start_event(&other, f.log, "after_tail", 1);
+    CHECK_EQ(put(p, 8, 4, 500, NULL), GW_OK);
+    pass_all(f.log);
+    CHECK_EQ(halted_finish(&other), GW_OK);
+    CHECK(!gw_log_is_full(f.log));
+    CHECK_EQ(atomic_load(&f.log->shared->shedding), 0);
+    gw_producer_close(p);
+    fixture_end(&f);
+}
+
+#endif
+
 /* ---- receipts ------------------------------------------------------------------------------------------------- */
 
 static enum gw_receipt_state state_of(const gw_log *log, const char *receipt)
@@ -563,6 +585,39 @@ static void receipt_of_what_a_power_cut_took_is_lost(void)
 }
 
 /* ---- water marks ---------------------------------------------------------------------------------------------- */
+
+/* What waits, or is repeated, may be older than every epoch that the table still knows. */
+static void receipt_of_a_repeat_is_the_first_ones_after_any_number_of_runs(void)
+{
+    fixture f = fixture_new();
+    char receipt[GW_RECEIPT_BYTES_MAX], again[GW_RECEIPT_BYTES_MAX];
+    uint64_t first = 0, lsn;
+    for (uint64_t run = 0; run < 2 * GW_EPOCHS_MAX; run++) {
+        NOTE("run %u", (unsigned)run);
+        gw_producer *p = producer_of(f.log);
+        if (run == 0) {
+            CHECK_EQ(put_event(p, "d", 0, 1, "{}", &first), GW_OK);
+            gw_log_receipt(f.log, first, receipt);
+        }
+        CHECK_EQ(put(p, 8, 4, 50, NULL), GW_OK); /* a run without events takes no place in the table */
+        bool published = run >= GW_EPOCHS_MAX + 8;
+        if (published)
+            pass_all(f.log);
+        else
+            follow(f.log);
+        sync_now(f.log);
+        CHECK_EQ(put_event(p, "d", 0, 1, "{}", &lsn), GW_DUPLICATE);
+        CHECK_EQ(lsn, first);
+        gw_log_receipt(f.log, lsn, again);
+        CHECK(strcmp(again, receipt) == 0);
+        CHECK_EQ(state_of(f.log, again), published ? GW_RECEIPT_DELIVERED : GW_RECEIPT_DURABLE);
+        CHECK_EQ(gw_log_state_of(f.log, lsn), published ? GW_RECEIPT_DELIVERED : GW_RECEIPT_DURABLE);
+        gw_producer_close(p);
+        fixture_reopen(&f);
+    }
+    CHECK(f.log->shared->range[0].start > first);
+    fixture_end(&f);
+}
 
 static void full_comes_and_goes_with_hysteresis(void)
 {
@@ -731,11 +786,13 @@ static const test TESTS[] = {
     T(chain_stays_in_order_of_positions),
     T(pad_does_not_cut_a_chain),
     T(body_that_is_written_over_gives_no_conflict),
+    T(late_look_at_the_tail_is_not_full),
 #endif
     T(rivals_for_few_keys_agree),
     T(receipt_tells_what_became_of_an_event),
     T(receipt_of_something_else_is_unknown),
     T(receipt_of_what_a_power_cut_took_is_lost),
+    T(receipt_of_a_repeat_is_the_first_ones_after_any_number_of_runs),
     T(full_comes_and_goes_with_hysteresis),
     T(each_position_wakes_who_waits_for_it),
     T(who_waits_for_durable_is_not_kept_for_the_interval),
