@@ -344,13 +344,15 @@ static void prepare(gw_image *image, const gw_event *event, uint32_t epoch, uint
     memcpy(&image->last, image->rest + image->rest_words * 8ull, image->rest_bytes);
 }
 
-/* Above the high mark nothing is taken until the low one is reached; the ring's end is a mark that nobody crosses. */
-static bool has_room(gw_shared *shared, uint64_t used)
+/* Above the high mark nothing is taken until the low one is reached; the ring's end is a mark that nobody crosses. One
+ * event that is too large for what is left is refused alone: it says nothing about those of others. */
+static bool has_room(gw_shared *shared, uint64_t used, uint64_t n)
 {
     bool shedding = atomic_load_explicit(&shared->shedding, memory_order_relaxed);
     uint64_t mark = atomic_load_explicit(shedding ? &shared->low_water : &shared->high_water, memory_order_relaxed);
-    bool room = used <= mark;
-    if (room == shedding)
+    bool room = used + n <= mark;
+    uint64_t usual = shared->record_bytes_max / 8;
+    if (room ? shedding : !shedding && used + (n < usual ? n : usual) > mark)
         atomic_store_explicit(&shared->shedding, !room, memory_order_relaxed);
     return room;
 }
@@ -371,7 +373,7 @@ static gw_status claim(gw_producer *producer, uint64_t n, uint64_t *lsn)
         }
         if (t & GW_TAIL_CLOSED)
             refused = GW_CLOSED;
-        else if (!has_room(shared, t + n - reclaim))
+        else if (!has_room(shared, t - reclaim, n))
             refused = GW_FULL;
         if (refused != GW_OK) {
             atomic_store_explicit(&intent->pos, GW_POSITION_NONE, memory_order_release);

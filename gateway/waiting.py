@@ -109,6 +109,11 @@ class Line:
         heappush(self._by_lsn, (entry.lsn, next(self._number), entry))
         self._by_arrival.append(entry)
 
+    def again(self, entry: _Entry, lsn: int) -> None:
+        """One that was due waits for another lsn; its deadline, and its place among those, stay."""
+        entry.lsn = lsn
+        heappush(self._by_lsn, (lsn, next(self._number), entry))
+
     def due(self, position: int) -> Iterator[_Entry]:
         """Take out those whose lsn lies below `position`. Each must be answered at once."""
         by_lsn = self._by_lsn
@@ -311,7 +316,8 @@ class Waiting:
         try:
             code = ingest.event(device_id, body, entry.started_ns, True)
             if code == _log.BUSY:
-                self._move(entry, self._busy, ingest.lsn, entry.until_ns, entry.headers)
+                entry.headers = http.receipt_headers(self._log.receipt(ingest.lsn), False, 0)
+                self._busy.again(entry, ingest.lsn)
                 return
             if code:
                 self._send(entry, *self._refused(code, ingest))

@@ -333,6 +333,13 @@ INDEX_RULES = [
         *POWER,
     ),
     Mutant(
+        "an event that does not fit closes the log for all",
+        LOG,
+        (("used + (n < usual ? n : usual) > mark", "used + n > mark"),),
+        "test_log_index",
+        "one_large_event_that_does_not_fit_refuses_nobody_else",
+    ),
+    Mutant(
         "one water mark",
         LOG,
         (("shedding ? &shared->low_water : &shared->high_water", "&shared->high_water"),),

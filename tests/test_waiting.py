@@ -365,6 +365,20 @@ def test_a_key_may_be_busy_again_and_its_event_wait_on(bench: Bench, again: type
     assert bench.waiting.count == 0
 
 
+def test_a_key_that_is_busy_again_keeps_its_deadline(again: type[Again]) -> None:
+    again.verdicts = [(_log.BUSY, Ingest(300))]
+    bench = Bench(durable_ms=400).start()
+    first = park_busy(bench)
+    time.sleep(0.2)
+    second = park_busy(bench, lsn=900)
+    bench.log.move(committed=101)
+    status, headers, _ = first.answer()
+    assert second.answers == [], "the first one waited for the second one's deadline"
+    assert (status, headers["x-receipt"]) == (504, "receipt-300")
+    assert second.answer()[0] == 504
+    assert bench.waiting.count == 0
+
+
 def test_a_key_that_stays_busy_is_504_with_a_receipt_and_in_the_books(again: type[Again]) -> None:
     bench = Bench(durable_ms=50).start()
     status, headers, body = park_busy(bench).answer()

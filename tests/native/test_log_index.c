@@ -648,6 +648,21 @@ static void full_comes_and_goes_with_hysteresis(void)
     fixture_end(&f);
 }
 
+/* It says nothing about the events of others, which fit. */
+static void one_large_event_that_does_not_fit_refuses_nobody_else(void)
+{
+    fixture f = fixture_new();
+    gw_producer *p = producer_of(f.log);
+    uint64_t high = CAPACITY * 95 / 100, id = 0;
+    gw_log_set_water(f.log, high, CAPACITY * 9 / 10);
+    while (gw_log_used(f.log) + 8192 <= CAPACITY * 92 / 100)
+        CHECK_EQ(put(p, 8 * ++id, 4, 8192 - 64 - 4, NULL), GW_OK);
+    CHECK_EQ(put(p, 8 * ++id, 4, 120000, NULL), GW_FULL);
+    CHECK_EQ(put(p, 8 * ++id, 4, 8192 - 64 - 4, NULL), GW_OK);
+    gw_producer_close(p);
+    fixture_end(&f);
+}
+
 /* ---- waiting -------------------------------------------------------------------------------------------------- */
 
 typedef struct sleeper {
@@ -794,6 +809,7 @@ static const test TESTS[] = {
     T(receipt_of_what_a_power_cut_took_is_lost),
     T(receipt_of_a_repeat_is_the_first_ones_after_any_number_of_runs),
     T(full_comes_and_goes_with_hysteresis),
+    T(one_large_event_that_does_not_fit_refuses_nobody_else),
     T(each_position_wakes_who_waits_for_it),
     T(who_waits_for_durable_is_not_kept_for_the_interval),
 };
