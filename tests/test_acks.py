@@ -662,7 +662,7 @@ def test_full_log_answers_repeats_and_says_when_to_come_back(tmp_path: Path) -> 
         seq, shown = 1, []
         with site.client() as client:
             while True:
-                client.send(event("dev", seq, pad=40_000))
+                client.send(event("dev", seq, pad=12_000))
                 answer = answer_of(client)
                 if answer.status != 202:
                     break
@@ -670,7 +670,7 @@ def test_full_log_answers_repeats_and_says_when_to_come_back(tmp_path: Path) -> 
                 seq += 1
             assert (answer.status, answer.code) == (503, "log_full")
             assert 30 <= int(answer.header("retry-after") or 0) <= 45, "nothing drains"
-            client.send(event("dev", seq - 1, pad=40_000))
+            client.send(event("dev", seq - 1, pad=12_000))
             repeat = answer_of(client)
             assert (repeat.status, repeat.header("x-duplicate")) == (202, "true")
             assert int(repeat.header("x-log-used") or 0) > 85
