@@ -214,7 +214,7 @@ class App:
         state = log.state
         books = metrics.books(log)
         used = log.used
-        room = log.capacity_bytes - used
+        room = int(log.capacity_bytes * self.config.log.high_water) - used
         largest = self.config.http.body_bytes_max + RECORD_OVERHEAD_BYTES
         sync_s = metrics.sync_running_s(log)
         connected = log.counter_total(_log.COUNTERS["mqtt_connected"]) > 0
