@@ -40,7 +40,7 @@ from gateway.errors import ConfigError, Exit, GatewayError, NoLog
 from gateway.log_tools import count, size
 from gateway.mqtt import printable, reason_name
 from gateway.publisher import LOGGER as PUBLISHER_LOGGER
-from gateway.scratch import HAS_TS, STALLED_S, Scratch, Verdict
+from gateway.scratch import HAS_TS, STALLED_S, Scratch, Verdict, client_id_beside
 
 ROWS_MAX: Final = 20
 """Rows of a table of `ls`."""
@@ -68,13 +68,13 @@ class Selection(NamedTuple):
 def _reason(text: str) -> int | str:
     if text == POISON:
         return POISON
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise ConfigError(
-            f"--reason {text}: write a reason code of MQTT 5, such as 0x87 or 135, or `poison`;"
-            " `gateway dead-letters ls` shows those that are there"
-        ) from None
+    with contextlib.suppress(ValueError):
+        if 0 <= (reason := int(text, 0)) <= 0xFF:
+            return reason
+    raise ConfigError(
+        f"--reason {text}: write a reason code of MQTT 5, such as 0x87 or 135, or `poison`;"
+        " `gateway dead-letters ls` shows those that are there"
+    )
 
 
 def ls(config: Config) -> int:
@@ -158,7 +158,7 @@ def requeue(config: Config, selection: Selection, stalled_s: float = STALLED_S) 
     if first is None:
         print("no dead letters to requeue")
         return Exit.OK
-    client_id = f"{config.mqtt.client_id or f'gateway-{first.log}'}-requeue"
+    client_id = client_id_beside(config.mqtt, first.log, "-requeue")
     taken: set[Key] = set()
     refused: Counter[str] = Counter()
     flying: deque[Key] = deque()

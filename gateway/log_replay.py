@@ -34,11 +34,9 @@ from gateway.log_tools import (
 )
 from gateway.mqtt import broker_name
 from gateway.publisher import LOGGER
-from gateway.scratch import Scratch, Verdict
+from gateway.scratch import Scratch, Verdict, client_id_beside
 
 SUFFIX: Final = "-replay"
-CLIENT_ID_BYTES_MAX: Final = 128
-"""As `mqtt.client_id`: the limit of AWS IoT Core."""
 STALLED_S: Final = 30.0
 """Nothing was settled for so long: it gives up."""
 REASONS_MAX: Final = 8
@@ -102,7 +100,7 @@ def run(config: Config, selection: Selection, yes: bool) -> int:
     if is_running(path):
         _say(f"note: {RUNNING}")
     log = scan(path)
-    client_id = _client_id(config, log)
+    client_id = client_id_beside(config.mqtt, f"{log.identity:016x}", SUFFIX)
     with tempfile.TemporaryFile(prefix="gateway-replay-") as file:
         try:
             spool = Spool(log, selection, file)
@@ -126,12 +124,6 @@ def run(config: Config, selection: Selection, yes: bool) -> int:
 
 def _is_everything(selection: Selection) -> bool:
     return selection._replace(everything=False) == Selection()
-
-
-def _client_id(config: Config, log: _log.Log) -> str:
-    own = config.mqtt.client_id or f"gateway-{log.identity:016x}"
-    room = CLIENT_ID_BYTES_MAX - len(SUFFIX)
-    return own.encode()[:room].decode(errors="ignore") + SUFFIX
 
 
 def _plan(spool: Spool, broker: str, topic: str, client_id: str) -> Iterator[str]:

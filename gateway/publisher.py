@@ -37,10 +37,11 @@ from gateway._log import Log
 from gateway._mqtt import Packet, View, Window
 from gateway.dead_letters import Shelf
 from gateway.errors import ConfigError, GatewayError
+from gateway.logs import Seldom
 from gateway.mqtt import Connack, LinkStatus, MqttSettings, broker_name, printable
 from gateway.mqtt_link import Link, Terms, connect_failure, connect_refused
 from gateway.refusals import FULL, Refusals
-from gateway.retry import QUIET_S, Alarms, Backoff, Kind, Lost, Suspects
+from gateway.retry import ALARM_INTERVAL_S, QUIET_S, Alarms, Backoff, Kind, Lost, Suspects
 from gateway.topics import parse_topic
 
 LOGGER = logging.getLogger("gateway.publisher")
@@ -128,6 +129,7 @@ class Publisher:
         self._stable_s, self._stable_with_ack_s = stable_s, stable_with_ack_s
         self.status = LinkStatus(broker=self.name)
         self._on_status, self._status_file = on_status, status_file
+        self._status_trouble = Seldom(ALARM_INTERVAL_S)
         self._connection: Link | None = None
         self._resumable = False
         self._clean_start = True
@@ -415,4 +417,5 @@ class Publisher:
             try:
                 status.write(self._status_file)
             except OSError as problem:
-                LOGGER.warning("cannot write %s: %s", self._status_file, problem)
+                if self._status_trouble() is not None:  # a full disk lasts
+                    LOGGER.warning("cannot write %s: %s", self._status_file, problem)

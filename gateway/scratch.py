@@ -38,8 +38,16 @@ STALLED_S: Final = 30.0
 """No verdict for so long: the broker is away, or says no."""
 
 LOOK_S: Final = 0.01
+CLIENT_ID_BYTES_MAX: Final = 128
+"""As `mqtt.client_id`: the limit of AWS IoT Core."""
 HAS_TS: Final = 1
 """The flag of a record whose body has a ts of its own (`gw_validator.h`)."""
+
+
+def client_id_beside(config: MqttConfig, identity: str, suffix: str) -> str:
+    """The gateway's client id with a suffix: a running gateway must not be taken over (3.1.4)."""
+    own = config.client_id or f"gateway-{identity}"
+    return own.encode()[: CLIENT_ID_BYTES_MAX - len(suffix)].decode(errors="ignore") + suffix
 
 
 class Verdict(NamedTuple):

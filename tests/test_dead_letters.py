@@ -704,6 +704,7 @@ def test_drop_wants_to_be_meant(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("arguments", "says"),
     [
         (("show", "--reason", "what"), "--reason what: write a reason code of MQTT 5"),
+        (("drop", "--reason", "0x999"), "--reason 0x999: write a reason code of MQTT 5"),
         (("requeue",), "mqtt.url is not set"),
     ],
 )
