@@ -531,20 +531,7 @@ gw_status gw_log_read_at(const gw_log *log, uint64_t lsn, uint64_t limit, gw_rec
     if (header->crc != gw_record_crc(header, rest, lsn))
         return GW_CORRUPT;
     uint64_t dead = atomic_load_explicit(gw_word(log, lsn) + GW_DEAD_OFFSET / 8, memory_order_relaxed);
-    *record = (gw_record){.lsn = lsn,
-                          .size = header->size,
-                          .received_at_ns = header->received_at_ns,
-                          .seq = header->seq,
-                          .boot = header->boot,
-                          .device_id = rest,
-                          .body = rest + header->device_id_bytes,
-                          .body_bytes = header->body_bytes,
-                          .epoch = header->epoch,
-                          .device_id_bytes = header->device_id_bytes,
-                          .flags = header->flags,
-                          .kind = header->kind,
-                          .splice = header->splice,
-                          .dead = gw_dead_sinks(dead)};
+    *record = gw_record_of(header, rest, lsn, dead);
     return GW_OK;
 }
 

@@ -60,20 +60,7 @@ gw_status gw_log_next(const gw_log *log, uint64_t lsn, uint64_t limit, uint8_t *
             memcpy(buffer + sizeof *header, from + sizeof *header, header->size - sizeof *header);
         if (header->crc != gw_record_crc(header, rest, p))
             continue;
-        *record = (gw_record){.lsn = p,
-                              .size = header->size,
-                              .received_at_ns = header->received_at_ns,
-                              .seq = header->seq,
-                              .boot = header->boot,
-                              .device_id = rest,
-                              .body = rest + header->device_id_bytes,
-                              .body_bytes = header->body_bytes,
-                              .epoch = header->epoch,
-                              .device_id_bytes = header->device_id_bytes,
-                              .flags = header->flags,
-                              .kind = header->kind,
-                              .splice = header->splice,
-                              .dead = gw_dead_sinks(header->dead)};
+        *record = gw_record_of(header, rest, p, header->dead);
         return GW_OK;
     }
     return GW_EMPTY;

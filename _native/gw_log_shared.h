@@ -277,6 +277,25 @@ static inline void gw_store_word(_Atomic uint64_t *to, const void *from)
     atomic_store_explicit(to, word, memory_order_relaxed);
 }
 
+/* A whole record as readers see it; `rest` is its device id and body. */
+static inline gw_record gw_record_of(const gw_header *header, const uint8_t *rest, uint64_t lsn, uint64_t dead)
+{
+    return (gw_record){.lsn = lsn,
+                       .size = header->size,
+                       .received_at_ns = header->received_at_ns,
+                       .seq = header->seq,
+                       .boot = header->boot,
+                       .device_id = rest,
+                       .body = rest + header->device_id_bytes,
+                       .body_bytes = header->body_bytes,
+                       .epoch = header->epoch,
+                       .device_id_bytes = header->device_id_bytes,
+                       .flags = header->flags,
+                       .kind = header->kind,
+                       .splice = header->splice,
+                       .dead = gw_dead_sinks(dead)};
+}
+
 /* ---- fail points: compiled in for tests only ------------------------------------------------------------------- */
 
 #ifdef GW_FAILPOINTS
