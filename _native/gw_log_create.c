@@ -19,7 +19,7 @@ static uint64_t realtime_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static int write_page(int fd, const void *page, uint64_t offset)
+int gw_write_page(int fd, const void *page, uint64_t offset)
 {
     ssize_t n = pwrite(fd, page, GW_PAGE, (off_t)offset);
     if (n == (ssize_t)GW_PAGE)
@@ -56,7 +56,7 @@ static int fill(int fd, uint64_t capacity, int (*progress)(void *, uint64_t), vo
     }
     posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
     for (uint64_t at = 0; at < total; at += GW_PAGE) {
-        if (write_page(fd, zero, at))
+        if (gw_write_page(fd, zero, at))
             return -1;
         if (progress && at % (8u << 20) == 0 && progress(context, at)) {
             errno = EINTR;
@@ -83,7 +83,7 @@ static int fill(int fd, uint64_t capacity, int (*progress)(void *, uint64_t), vo
                          .epochs = 1,
                          .range = {{.start = GW_FIRST_LSN, .epoch = 1}}};
     slot.crc = gw_crc32c(0, &slot, sizeof slot);
-    if (write_page(fd, &slot, 2 * GW_PAGE) || write_page(fd, &identity, 0))
+    if (gw_write_page(fd, &slot, 2 * GW_PAGE) || gw_write_page(fd, &identity, 0))
         return -1;
     return fsync(fd);
 }

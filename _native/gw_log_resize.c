@@ -117,16 +117,6 @@ static gw_status choose(copy *c, gw_error *error)
     return GW_OK;
 }
 
-static int write_page(int fd, const void *page, uint64_t offset)
-{
-    ssize_t n = pwrite(fd, page, GW_PAGE, (off_t)offset);
-    if (n == (ssize_t)GW_PAGE)
-        return 0;
-    if (n >= 0)
-        errno = ENOSPC;
-    return -1;
-}
-
 /* The bytes of [from, end) that stand in the page of position q: of this lap, and at the seam of the next one. */
 static void ring_page(const copy *c, uint64_t q, uint8_t *page)
 {
@@ -168,11 +158,11 @@ static int write_all(const copy *c, int fd)
     posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); /* small folios, as in gw_log_create */
     uint8_t page[GW_PAGE] __attribute__((aligned(8))) = {0};
     for (unsigned i = 0; i < GW_RING_OFFSET / GW_PAGE; i++)
-        if (write_page(fd, page, i * GW_PAGE))
+        if (gw_write_page(fd, page, i * GW_PAGE))
             return -1;
     for (uint64_t at = 0; at < c->capacity; at += GW_PAGE) {
         ring_page(c, lowest + ((at - lowest) & (c->capacity - 1)), page);
-        if (write_page(fd, page, GW_RING_OFFSET + at))
+        if (gw_write_page(fd, page, GW_RING_OFFSET + at))
             return -1;
         if (c->progress && at % (8u << 20) == 0 && c->progress(c->context, at)) {
             errno = EINTR;
@@ -184,7 +174,7 @@ static int write_all(const copy *c, int fd)
     for (unsigned i = 0; i < 2; i++, slot.sequence++) {
         slot.crc = 0;
         slot.crc = gw_crc32c(0, &slot, sizeof slot);
-        if (write_page(fd, &slot, (1 + slot.sequence % 2) * GW_PAGE))
+        if (gw_write_page(fd, &slot, (1 + slot.sequence % 2) * GW_PAGE))
             return -1;
     }
     gw_identity_page identity;
@@ -193,7 +183,7 @@ static int write_all(const copy *c, int fd)
     identity.record_bytes_max = c->record_bytes_max;
     identity.crc = 0;
     identity.crc = gw_crc32c(0, &identity, sizeof identity);
-    if (write_page(fd, &identity, 0) || fsync(fd))
+    if (gw_write_page(fd, &identity, 0) || fsync(fd))
         return -1;
     /* what is compared comes from the disk */
     posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);

@@ -209,6 +209,8 @@ gw_cursor gw_versioned_load(const gw_versioned *v);
 /* Words in [from, to) of the ring are stored again, so that the next sync writes their pages. */
 void gw_dirty(gw_log *log, uint64_t from, uint64_t to);
 void gw_dirty_slots(gw_log *log);
+/* 0, or -1 with errno: a page that did not fit is ENOSPC. */
+int gw_write_page(int fd, const void *page, uint64_t offset);
 void gw_slot_write(gw_log *log, gw_slot_page *page, uint64_t sequence);
 /* Header of a PAD over [from, to), then its marker. */
 void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint8_t flags, uint64_t epoch, uint64_t mix);
