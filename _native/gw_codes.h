@@ -43,7 +43,10 @@
     X(FAILED, "failed")                                 \
     X(ACCEPTED_PENDING, "accepted_pending")             \
     X(INTERNAL, "internal")                             \
-    X(BAD_REQUEST, "bad_request")
+    X(BAD_REQUEST, "bad_request")                       \
+    X(EMPTY_BATCH, "empty_batch")                       \
+    X(BAD_ENCODING, "bad_encoding")                     \
+    X(OVERLOADED, "overloaded")
 
 #define GW_CODE_ENUM(name, text) GW_CODE_##name,
 enum gw_code { GW_CODE_ACCEPTED = 0, GW_CODES(GW_CODE_ENUM) GW_CODE_COUNT };

@@ -12,7 +12,7 @@
  *
  *     reclaim  <=  cursor of each sink  <=  committed  <=  tail  <=  reclaim + capacity
  *     committer    the sink's publisher     follower       producers
- *                  durable <= committed     (durable: committer)
+ *                  durable <= committed     (durable: committer, which may move `committed` too, under a mutex)
  *
  * The file
  *     page 0   identity: written once
@@ -237,7 +237,7 @@ enum gw_receipt_state gw_log_state_of(const gw_log *log, uint64_t lsn);
 /* ---- waiting for `durable` and for sinks --------------------------------------------------------------------- */
 
 /* Worker `worker` (0 .. GW_WORKERS_MAX - 1) will wait until `durable` lies above lsn (or, with `sink`, every cursor):
- * the follower and the committer hurry. Any thread. */
+ * the committer (or the follower) hurries. Any thread. */
 void gw_log_want(gw_log *log, unsigned worker, uint64_t lsn, bool sink);
 /* Sleep until durable > durable_above, or the least cursor > sinks_above, or committed > committed_above (UINT64_MAX:
  * not waited for), or the state is FAILED, or the worker's word is no longer `word`, or timeout_ms have passed.

@@ -157,9 +157,12 @@ static void gather(gw_log *log, bool changed, uint64_t committed, const uint64_t
         atomic_thread_fence(memory_order_seq_cst); /* F */
         uint32_t word = atomic_load_explicit(&shared->committer_word, memory_order_relaxed);
         uint64_t durable = gw_log_durable(log);
+        bool wanted = gw_waits_for_sync(log, durable);
+        if (wanted)
+            gw_walk(log); /* the follower may rest: one hand-over less for a client alone, larger groups for a crowd */
         if (atomic_load_explicit(&log->committer_stop, memory_order_acquire) || gw_log_state(log) == GW_STATE_FAILED ||
-            (gw_log_committed(log) > durable && gw_waits_for_sync(log, durable)) ||
-            gw_reclaim_is_urgent(log, gw_log_least_cursor(log)) || (changed && now >= until))
+            (wanted && gw_log_committed(log) > durable) || gw_reclaim_is_urgent(log, gw_log_least_cursor(log)) ||
+            (changed && now >= until))
             break;
         if (!changed && anything_new(log, committed, cursors)) {
             changed = true; /* one sync for all that comes within an interval from now on */

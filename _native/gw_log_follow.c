@@ -26,8 +26,10 @@ static inline int marker_kind(const gw_log *log, uint64_t p)
     return kind <= GW_PAD ? (int)kind : -1;
 }
 
-static bool walk(gw_log *log)
+/* Two threads walk, the follower and a committer whom somebody waits for: one at a time. */
+bool gw_walk(gw_log *log)
 {
+    pthread_mutex_lock(&log->walking);
     gw_cursor committed = gw_versioned_load(&log->shared->committed);
     uint64_t from = committed.lsn;
     for (int kind; (kind = marker_kind(log, committed.lsn)) >= 0;) {
@@ -39,16 +41,24 @@ static bool walk(gw_log *log)
         committed.ordinal += kind == GW_DATA;
         committed.lsn += size;
     }
+    if (committed.lsn != from)
+        gw_versioned_store(&log->shared->committed, &committed);
+    pthread_mutex_unlock(&log->walking);
     if (committed.lsn == from)
         return false;
-    gw_versioned_store(&log->shared->committed, &committed);
-    log->stuck_ms = log->stopped_ms = 0;
-    atomic_thread_fence(memory_order_seq_cst);
+    gw_wake_waiters(log, GW_WAITS_COMMITTED);
+    return true;
+}
+
+static bool walk(gw_log *log)
+{
+    if (!gw_walk(log))
+        return false;
+    /* F: gw_walk's, in gw_wake_waiters */
     uint32_t flag = atomic_load_explicit(&log->shared->committer_flag, memory_order_relaxed);
     if (flag == GW_SLEEPS ||
         (flag == GW_RESTS && gw_waits_for_sync(log, atomic_load_explicit(&log->shared->durable, memory_order_relaxed))))
         gw_futex_wake(&log->shared->committer_word);
-    gw_wake_waiters(log, GW_WAITS_COMMITTED);
     return true;
 }
 

@@ -95,8 +95,10 @@ static void unmap(gw_log *log)
 static gw_log *new_handle(void)
 {
     gw_log *log = calloc(1, sizeof *log);
-    if (log)
+    if (log) {
         log->fd = log->fd_lock = log->fd_shared = -1;
+        log->walking = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    }
     return log;
 }
 

@@ -130,8 +130,8 @@ typedef struct gw_waiter {
     _Alignas(64) _Atomic uint32_t word; /* anyone: what it sleeps on */
     _Atomic uint32_t nudges;            /* anyone */
     _Atomic uint32_t flag;              /* the sleeper: enum gw_waits, what it sleeps for; 0: awake */
-    _Atomic uint64_t wanted;            /* the worker: the highest lsn that somebody waits for */
-    _Atomic uint64_t wanted_durable;    /* of these, to be durable */
+    _Atomic uint64_t wanted;            /* the worker: the highest lsn that somebody waits to see delivered */
+    _Atomic uint64_t wanted_durable;    /* ... to be durable */
 } gw_waiter;
 
 enum gw_waits { GW_WAITS_DURABLE = 1, GW_WAITS_SINKS = 2, GW_WAITS_COMMITTED = 4 };
@@ -187,6 +187,7 @@ struct gw_log {
     size_t shared_bytes;
     int fd, fd_lock, fd_shared;
     bool read_only;
+    pthread_mutex_t walking;         /* of this process's follower and committer */
     _Atomic uint32_t committer_stop; /* this process's committer: the next one must not find it set */
     /* follower only */
     uint64_t stuck_at, ticked_at_ns, rested_at;
@@ -217,6 +218,8 @@ void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint8_t flags, uint64
 uint32_t gw_record_crc(const gw_header *header, const uint8_t *rest, uint64_t lsn);
 /* gw_log_read, but of what ends at or below `limit`. */
 gw_status gw_log_read_at(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record);
+/* Move `committed` over what is there. Delivery process only. */
+bool gw_walk(gw_log *log);
 /* Whether somebody waits for more than is committed, or for more than is durable. */
 bool gw_waits_for_walk(const gw_log *log, uint64_t committed);
 bool gw_waits_for_sync(const gw_log *log, uint64_t durable);

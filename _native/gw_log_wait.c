@@ -1,8 +1,8 @@
 /* gw_log_wait.c - who waits for an acknowledgement, and who wakes whom.
  *
  *   worker                          delivery process
- *   append, want(lsn) ── hurry ──▶  follower: committed > lsn ── hurry ──▶ committer: fdatasync, durable > lsn
- *        │                              │                                       │
+ *   append, want(lsn) ── durable ─▶ committer: walks, fdatasync ─────────▶ durable > lsn
+ *        │          └── sink ─────▶ follower: walks ─▶ committed > lsn          │
  *   wait ◀────────── COMMITTED ─────────┘          publisher: cursor > lsn      │
  *        ◀────────── SINKS ───────────────────────────────┘                     │
  *        ◀────────── DURABLE ───────────────────────────────────────────────────┘
@@ -56,14 +56,13 @@ void gw_log_want(gw_log *log, unsigned worker, uint64_t lsn, bool sink)
 {
     gw_shared *shared = log->shared;
     gw_waiter *waiter = &shared->waiter[worker];
-    raise_to(&waiter->wanted, lsn);
-    if (!sink)
-        raise_to(&waiter->wanted_durable, lsn);
+    raise_to(sink ? &waiter->wanted : &waiter->wanted_durable, lsn);
     atomic_thread_fence(memory_order_seq_cst); /* F */
-    if (gw_log_committed(log) <= lsn) {
-        if (atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) == GW_RESTS)
+    if (sink) {
+        if (gw_log_committed(log) <= lsn &&
+            atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) == GW_RESTS)
             gw_futex_wake(&shared->follower_word);
-    } else if (!sink && atomic_load_explicit(&shared->committer_flag, memory_order_relaxed)) {
+    } else if (atomic_load_explicit(&shared->committer_flag, memory_order_relaxed)) {
         gw_futex_wake(&shared->committer_word);
     }
 }

@@ -193,6 +193,16 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
         "unexpected error; it is unknown whether the event was accepted: send it again",
     ),
     Refusal("bad_request", 400, "HTTP/1.1 requires exactly one Host header"),
+    Refusal("empty_batch", 400, "a batch needs at least one event"),
+    Refusal(
+        "bad_encoding", 400, "the body is not what Content-Encoding says, or more than one of it"
+    ),
+    Refusal(
+        "overloaded",
+        503,
+        "too many large bodies at once (http.batches_bytes_max); not accepted, send again after"
+        " Retry-After",
+    ),
 )
 """All verdicts by number. `REFUSALS[0]` is "accepted"; the rest follow `_native/gw_codes.h`."""
 

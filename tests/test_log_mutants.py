@@ -349,7 +349,19 @@ INDEX_RULES = [
     Mutant(
         "the committer keeps its interval whoever waits",
         COMMIT,
-        (("(gw_log_committed(log) > durable && gw_waits_for_sync(log, durable)) ||", "false ||"),),
+        (("(wanted && gw_log_committed(log) > durable) ||", "false ||"),),
+        "test_log_index",
+        "who_waits_for_durable_is_not_kept_for_the_interval",
+    ),
+    Mutant(
+        "the committer waits for the follower's walk",
+        COMMIT,
+        (
+            (
+                "        if (wanted)\n            gw_walk(log);",
+                "        if (0)\n            gw_walk(log);",
+            ),
+        ),
         "test_log_index",
         "who_waits_for_durable_is_not_kept_for_the_interval",
     ),
@@ -358,8 +370,9 @@ INDEX_RULES = [
         WAIT,
         (
             (
-                "        if (atomic_load_explicit(&shared->follower_flag",
-                "        if (0 && atomic_load_explicit(&shared->follower_flag",
+                "            atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) ==",
+                "            0 && atomic_load_explicit(&shared->follower_flag,"
+                " memory_order_relaxed) ==",
             ),
         ),
         "test_log_index",

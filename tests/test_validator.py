@@ -131,7 +131,7 @@ def test_refused_event_has_no_values():
 
 def test_code_names_are_those_of_the_header():
     assert validator.CODES[:3] == ("", "malformed_json", "too_many_members")
-    assert validator.CODES[-1] == "bad_request"
+    assert validator.CODES[-1] == "overloaded"
     assert len(set(validator.CODES)) == len(validator.CODES)
 
 

@@ -767,6 +767,12 @@ static void who_waits_for_durable_is_not_kept_for_the_interval(void)
             gw_log_wait(f.log, 3, atomic_load(&f.log->shared->waiter[3].nudges), lsn, UINT64_MAX, UINT64_MAX, 100);
             CHECK(now_ms() - from < 15000);
         }
+        CHECK_EQ(put_event(p, "s", 0, i, "{}", &lsn), GW_OK);
+        gw_log_want(f.log, 3, lsn, true);
+        while (gw_log_committed(f.log) <= lsn) {
+            gw_log_wait(f.log, 3, atomic_load(&f.log->shared->waiter[3].nudges), UINT64_MAX, UINT64_MAX, lsn, 100);
+            CHECK(now_ms() - from < 15000);
+        }
     }
     unsigned before = atomic_load(&fdatasyncs);
     for (uint64_t i = 100; i < 300; i++)
