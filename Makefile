@@ -1,7 +1,8 @@
 # Short names for scripts/, which need no make.
 #   make run ARGS='--set http.port=9000'    make test ARGS='-k config'    make bench BENCH=quick
+#   make bench-peers BENCH=quick            make bench-peers ARGS=--readme
 #   make fuzz FUZZ_SECONDS=600              make torture SECONDS=600 SEED=7
-.PHONY: run test torture demo install bench fuzz lint fmt clean
+.PHONY: run test torture demo install bench bench-peers fuzz lint fmt clean
 ARGS =
 BENCH =
 FUZZ_SECONDS =
@@ -20,6 +21,8 @@ install:
 	@sh scripts/bootstrap run
 bench:
 	@sh scripts/bench $(if $(filter quick,$(BENCH)),--quick) $(ARGS)
+bench-peers:
+	@sh scripts/bench-peers $(if $(filter quick,$(BENCH)),--quick) $(ARGS)
 fuzz:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) sh scripts/fuzz $(ARGS)
 lint:

@@ -9,8 +9,8 @@ that the broker then still needs to acknowledge what was left (counted when that
 the run's events). A backlog that grows so makes the rate that of the slower end. The peer is given
 its 202s as they come.
 
-The row is void when the peer reaches less than 0.8 of the share of nginx's rate that
-docs/performance.md gives for it: then it is not the peer that this figure is about.
+The row is void when the peer falls too far under the share of nginx's rate that shares.py gives for
+it: then it is not the peer that this figure is about.
 """
 
 import contextlib
@@ -18,13 +18,11 @@ import statistics
 import time
 from typing import Final
 
-from benchmarks import load, logs
-from benchmarks.harness import Benchmark, Context, Failed, Figure, Side, Voided, compare, interleave
+from benchmarks import load, logs, shares
+from benchmarks.harness import Benchmark, Context, Failed, Figure, Side, compare, interleave
 from benchmarks.servers import Gateway, GranianPeer, Mosquitto, Nginx
 
 NAME: Final = "end_to_end_vs_gmqtt_peer"
-PEER_OF_NGINX: Final = 0.198
-PEER_OF_NGINX_MIN: Final = 0.8 * PEER_OF_NGINX
 BACKLOG_SHARE_MAX: Final = 0.01
 DRAIN_S_MAX: Final = 60
 CAPACITY_BYTES: Final = 512 * logs.MIB
@@ -37,17 +35,7 @@ def sustained(events: int, seconds: float, backlog: int, drain_s: float) -> floa
     return events / (seconds + drain_s)
 
 
-def judge_peer(peer: float, nginx: float) -> None:
-    """Raises Voided when the peer is not what it is known to be."""
-    share = peer / nginx
-    if share < PEER_OF_NGINX_MIN:
-        raise Voided(
-            f"the peer reached {share:.3f} of nginx's rate ({peer:,.0f} of {nginx:,.0f}/s); below"
-            f" {PEER_OF_NGINX_MIN:.3f} it is not the peer of docs/performance.md"
-        )
-
-
-class _Run:
+class Run:
     """The gateway's side, and the largest backlog that a run left."""
 
     def __init__(self, gateway: Gateway, seconds: float, context: Context) -> None:
@@ -99,7 +87,7 @@ def measure(context: Context) -> dict[str, Figure]:
             server.check()
             return seen.rate
 
-        run = _Run(gateway, seconds, context)
+        run = Run(gateway, seconds, context)
         sides: dict[str, Side] = {
             "gateway": run,
             "peer": lambda: rate(peer),
@@ -108,7 +96,7 @@ def measure(context: Context) -> dict[str, Figure]:
         found = interleave(sides, context.pick(3, 5), context)
         broker.check()
     ours, theirs, most = (statistics.median(found[name]) for name in sides)
-    judge_peer(theirs, most)
+    shares.judge("gmqtt", theirs, most)
     note = (
         f"nginx {most:,.0f}/s, gateway {ours / most:.3f} of it, peer {theirs / most:.3f};"
         f" largest backlog at a run's end {max(run.backlogs)}"

@@ -58,6 +58,10 @@ GATES: Final[dict[str, Gate]] = {
     "dedupe_cost_ns_million_devices": Gate("value", "<=", 150, 0.50),
     "dedupe_devices_ratio": Gate("ratio", "<=", 1.5, None),
     "restart_s": Gate("value", "<=", 2, 0.25),
+    "vs_fastapi": Gate("ratio", ">=", 8, 0.25),
+    "vs_best_peer": Gate("ratio", ">=", 1.5, 0.25),
+    "sink_vs_aiomqtt_peer": Gate("ratio", ">=", 1.5, 0.25),
+    "single_vs_nginx": Gate("ratio", ">=", 0.5, 0.15),
     "rss_mib_worker": Gate("value", "<=", 64, 0.0),
     "rss_mib_delivery": Gate("value", "<=", 64, 0.0),
 }

@@ -33,6 +33,8 @@ class Load(NamedTuple):
     seconds: float
     p50_us: float
     p99_us: float
+    number: int = 0
+    """The first three digits of each seq."""
 
     @property
     def rate(self) -> float:
@@ -95,4 +97,4 @@ def run(port: int, seconds: float, directory: Path, threads: int = 1, query: str
         raise Failed("wrk did not end") from None
     if done.returncode:
         raise Failed(f"wrk ended with {done.returncode}: {(done.stdout + done.stderr)[-300:]}")
-    return parse(done.stdout)
+    return parse(done.stdout)._replace(number=first)

@@ -9,6 +9,8 @@ persistence off.
 import http.client
 import importlib.metadata
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import Failed
@@ -18,9 +20,11 @@ MOSQUITTO_VARIABLE = "MOSQUITTO"
 
 
 class Mosquitto(Child):
-    """A broker. `limits=False` lifts the two limits that hold a publisher back."""
+    """A broker. `limits=False` lifts the two limits that hold a publisher back; `more` are lines of
+    its configuration.
+    """
 
-    def __init__(self, directory: Path, limits: bool = True) -> None:
+    def __init__(self, directory: Path, limits: bool = True, more: Sequence[str] = ()) -> None:
         self.port = free_port()
         lines = [
             f"listener {self.port} 127.0.0.1",
@@ -31,6 +35,7 @@ class Mosquitto(Child):
         ]
         if not limits:
             lines += ["max_inflight_messages 0", "max_queued_messages 0"]
+        lines += more
         directory.mkdir(parents=True, exist_ok=True)
         settings = directory / "mosquitto.conf"
         settings.write_text("\n".join(lines) + "\n")
@@ -75,14 +80,19 @@ class GranianPeer(Child):
     """An RSGI app of `benchmarks/peers` under Granian, with the settings of the gateway's door."""
 
     def __init__(
-        self, module: str, directory: Path, workers: int, settings: dict[str, str] | None = None
+        self,
+        module: str,
+        directory: Path,
+        workers: int,
+        settings: dict[str, str] | None = None,
+        interpreter: str = sys.executable,
     ) -> None:
         from gateway import opening
         from gateway.frontends import granian as door
 
         self.port = free_port()
-        command = python(
-            *("-m", "granian", f"benchmarks.peers.{module}:app"),
+        command = [
+            *(interpreter, "-m", "granian", f"benchmarks.peers.{module}:app"),
             *("--interface", "rsgi", "--http", "1", "--no-ws", "--loop", "uvloop"),
             *("--host", "127.0.0.1", "--port", str(self.port), "--workers", str(workers)),
             *("--runtime-mode", "st", "--runtime-threads", "1", "--runtime-blocking-threads", "1"),
@@ -90,7 +100,7 @@ class GranianPeer(Child):
             *("--http1-buffer-size", str(door.HEAD_BYTES_MAX)),
             *("--http1-header-read-timeout", str(door.HEADER_TIMEOUT_MS)),
             *("--log-level", "warning"),
-        )
+        ]
         super().__init__(module, command, directory, settings=settings)
         self.wait_until(lambda: answers(self.port), 20, "listening")
 
