@@ -15,6 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 HEADERS = sorted(str(p) for p in Path("_native").glob("*.h"))
 VALIDATOR = sorted(str(p) for p in Path("_native").glob("gw_validator*.c"))
+INGEST = ["_native/gw_batch.c", "_native/gw_ingest.c"]
 LOG = ["_native/gw_crc32c.c", *sorted(str(p) for p in Path("_native").glob("gw_log*.c"))]
 
 cflags = [
@@ -73,7 +74,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("_validator", "_native/validator.pyx", VALIDATOR),
-            extension("_log", "_native/log.pyx", [*LOG, "_native/gw_ingest.c", *VALIDATOR]),
+            extension("_log", "_native/log.pyx", [*LOG, *INGEST, *VALIDATOR]),
             extension("_mqtt", "_native/mqtt.pyx", ["_native/gw_mqtt.c", *LOG]),
         ],
         build_dir="build/cython",

@@ -13,7 +13,7 @@ uint64_t gw_monotonic_ns(void)
 _Static_assert((int)GW_EVENT_KEYED == (int)GW_EVENT_HAS_SEQ, "a seq makes a key");
 
 /* The capacity is a power of two: no division on the way of an event. */
-static uint8_t used_percent(const gw_log *log)
+uint8_t gw_ingest_used_percent(const gw_log *log)
 {
     return (uint8_t)(gw_log_used(log) * 100 >> __builtin_ctzll(gw_log_capacity(log)));
 }
@@ -54,7 +54,7 @@ static gw_event guess(const gw_ingest *ingest, const uint8_t *device_id, size_t 
             event.seq = event.seq * 10 + (uint64_t)(*at - '0');
         event.flags = GW_EVENT_HAS_SEQ;
     }
-    gw_producer_prefetch(ingest->producer, &event);
+    gw_producer_prefetch(ingest->producer, &event, 0);
     return event;
 }
 
@@ -89,7 +89,7 @@ int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_i
     if (guessed.seq == event.seq && guessed.boot == event.boot)
         event.key_hash = guessed.key_hash;
     else
-        gw_producer_prefetch(ingest->producer, &event);
+        gw_producer_prefetch(ingest->producer, &event, 0);
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     event.received_at_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
@@ -97,11 +97,11 @@ int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_i
     switch (gw_producer_append(ingest->producer, &event, &ingest->lsn)) {
     case GW_OK:
         gw_counter_add(ingest->counters, GW_COUNTER_ACCEPTED_BYTES, body_bytes);
-        ingest->used_percent = used_percent(log);
+        ingest->used_percent = gw_ingest_used_percent(log);
         return count(ingest, GW_CODE_ACCEPTED, started_ns);
     case GW_DUPLICATE:
         ingest->duplicate = true;
-        ingest->used_percent = used_percent(log);
+        ingest->used_percent = gw_ingest_used_percent(log);
         return count(ingest, GW_CODE_ACCEPTED, started_ns);
     case GW_CONFLICT:
         return count(ingest, GW_CODE_SEQ_CONFLICT, started_ns);

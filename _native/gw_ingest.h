@@ -26,6 +26,8 @@ int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_i
                     size_t body_bytes, uint64_t started_ns, bool again);
 /* Count a refusal that was decided before the body was read. */
 void gw_ingest_refuse(gw_ingest *ingest, unsigned code, uint64_t started_ns);
+/* How full the log is. */
+uint8_t gw_ingest_used_percent(const gw_log *log);
 uint64_t gw_monotonic_ns(void);
 
 #endif

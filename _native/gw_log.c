@@ -443,11 +443,11 @@ static inline bool is_keyed(const gw_event *event)
 #endif
 }
 
-void gw_producer_prefetch(const gw_producer *producer, gw_event *event)
+void gw_producer_prefetch(const gw_producer *producer, gw_event *event, uint64_t ahead)
 {
     enum { LINE = 64, LINES = 5 };
     const gw_log *log = producer->log;
-    uint64_t tail = gw_log_tail(log);
+    uint64_t tail = gw_log_tail(log) + ahead;
     if (is_keyed(event)) {
         event->key_hash = gw_index_hash(log, event->device_id, event->device_id_bytes, event->boot, event->seq);
         gw_index_prefetch(log, event->key_hash, tail);

@@ -197,8 +197,9 @@ int64_t gw_log_unexplained(const gw_log *log, unsigned sink);
 
 gw_status gw_producer_open(gw_log *log, gw_producer **producer);
 void gw_producer_close(gw_producer *producer);
-/* An event with this key will be appended: start loading its place in the ring and its bucket. Sets key_hash. */
-void gw_producer_prefetch(const gw_producer *producer, gw_event *event);
+/* An event with this key will be appended, behind `ahead` bytes of other records: start loading its place in the ring
+ * and its bucket. Sets key_hash. */
+void gw_producer_prefetch(const gw_producer *producer, gw_event *event, uint64_t ahead);
 /* GW_OK: committed. GW_FULL, GW_CLOSED, GW_TOO_LARGE: not in the log. GW_FAILED: unknown. GW_DUPLICATE, GW_CONFLICT,
  * GW_BUSY: only for events with a key, see there; they win over full and closed. One thread a producer. */
 gw_status gw_producer_append(gw_producer *producer, const gw_event *event, uint64_t *lsn);

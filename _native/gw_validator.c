@@ -72,12 +72,19 @@ const char *gw_validator_path(unsigned index)
     return NULL;
 }
 
-int gw_validate(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2], gw_verdict *verdict)
+int gw_validate_item(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2], bool names_device,
+                     gw_verdict *verdict, size_t *end)
 {
     memset(verdict, 0, sizeof *verdict);
     if (__builtin_expect((uint64_t)body_bytes > UINT32_MAX, 0)) /* positions are 32 bits wide */
         return verdict->code = GW_CODE_BODY_TOO_LARGE;
-    return atomic_load_explicit(&selected, memory_order_relaxed)->validate(body, body_bytes, hash_key, verdict);
+    return atomic_load_explicit(&selected, memory_order_relaxed)
+        ->validate(body, body_bytes, hash_key, names_device, verdict, end);
+}
+
+int gw_validate(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2], gw_verdict *verdict)
+{
+    return gw_validate_item(body, body_bytes, hash_key, false, verdict, NULL);
 }
 
 int gw_device_id_ok(const uint8_t *id, size_t id_bytes)

@@ -10,12 +10,13 @@
  * included, is not looked at. One token at a time (a bracket, a string, a number, a literal), these apply in order:
  *   1. the byte that begins it must be allowed here by the grammar of JSON;                       malformed_json
  *   2. where a field wants another type, that is refused at the value's first byte, unread:       not_an_object (body,
- *      metrics, tags), bad_metric_value, bad_tag_value, bad_ts, bad_seq, bad_boot
+ *      metrics, tags), bad_metric_value, bad_tag_value, bad_ts, bad_seq, bad_boot, bad_device_id
  *   3. the whole token must be JSON;                                                              malformed_json
  *   4. a key: at most GW_MEMBERS_MAX in the document (too_many_members), at most 32 in metrics and 16 in tags
  *      (too_many_...), then its own rule (unknown_field, bad_..._key), then duplicate_key;
  *      a value: its field's rule; a bracket: payload_too_deep.
- * Behind the document: only whitespace (malformed_json); then, last of all, missing_metrics, at the closing brace.
+ * Behind the document: only whitespace (malformed_json); then, last of all, missing_metrics, at the closing brace, and
+ * there, where a device_id is wanted, bad_device_id for its want.
  *
  * `offset` is the first byte of the key (its quote) or value that broke the rule. For malformed_json it is the byte at
  * which the grammar breaks, `body_bytes` if the body ends too early; of an escape, UTF-8 sequence or literal that is
@@ -37,6 +38,7 @@
 #ifndef GW_VALIDATOR_H
 #define GW_VALIDATOR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -78,11 +80,19 @@ typedef struct gw_verdict {
     uint32_t field_bytes;         /* as written, quotes excluded */
     uint32_t object_offset;       /* of the opening brace: the publisher splices "ts" behind it */
     uint32_t ts_offset, ts_bytes; /* inside the quotes */
+    uint32_t device_offset;       /* of the member device_id, inside the quotes; 0: none was asked for */
     uint64_t seq, boot;
+    uint64_t device_bytes;
 } gw_verdict;
 
 /* Returns verdict->code. `hash_key` keys the duplicate detection (any 16 secret bytes of the process). */
 int gw_validate(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2], gw_verdict *verdict);
+
+/* The same for one event among others. `names_device`: it has one more member, device_id, which is required (missing:
+ * bad_device_id, behind missing_metrics), a string and free of escapes; else that name is an unknown field, as above.
+ * `end`, if not NULL: something may stand behind the event; *end is the first byte there, if the event is valid. */
+int gw_validate_item(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2], bool names_device,
+                     gw_verdict *verdict, size_t *end);
 
 /* 1 if `id` is ^[A-Za-z0-9_-]{1,64}$ as a whole. */
 int gw_device_id_ok(const uint8_t *id, size_t id_bytes);

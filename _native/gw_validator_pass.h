@@ -9,34 +9,7 @@
 #ifndef GW_VALIDATOR_PASS_H
 #define GW_VALIDATOR_PASS_H
 
-#include "gw_validator.h"
-#include "gw_validator_keys.h"
-#include "gw_validator_scan.h"
-
-struct pass {
-    const uint8_t *body, *end;
-    gw_verdict *verdict;
-    uint32_t members; /* of all objects so far */
-    union {
-        gw_names names; /* while in metrics or tags */
-        gw_keys keys;   /* while in payload */
-    };
-};
-
-static __attribute__((noinline, cold)) const uint8_t *refuse(struct pass *s, enum gw_code code, enum gw_field field,
-                                                             const uint8_t *at)
-{
-    s->verdict->code = (uint16_t)code;
-    s->verdict->field = (uint8_t)field;
-    s->verdict->flags = 0;
-    s->verdict->offset = (uint32_t)(at - s->body);
-    return NULL;
-}
-
-static __attribute__((noinline, cold)) const uint8_t *malformed(struct pass *s, const uint8_t *at)
-{
-    return refuse(s, GW_CODE_MALFORMED_JSON, GW_FIELD_NONE, at);
-}
+#include "gw_validator_tokens.h"
 
 /* The same with the inner key that the rule is about. */
 static __attribute__((noinline, cold)) const uint8_t *refuse_key(struct pass *s, enum gw_code code, enum gw_field field,
@@ -51,179 +24,6 @@ static __attribute__((noinline, cold)) const uint8_t *refuse_key(struct pass *s,
 static __attribute__((noinline, cold)) int begins_value(uint8_t c)
 {
     return c == '{' || c == '[' || c == '"' || c == '-' || (c >= '0' && c <= '9') || c == 't' || c == 'f' || c == 'n';
-}
-
-/* ------------------------------------------------------------------------------------------------ tokens */
-
-/* Skips whitespace and makes sure of a byte at p. */
-#define GW_NEXT()                                 \
-    do {                                          \
-        if (GW_UNLIKELY(p == end || *p <= ' ')) { \
-            if (p < end)                          \
-                p = scan_space(body, p, end);     \
-            if (p == end)                         \
-                return malformed(s, end);         \
-        }                                         \
-    } while (0)
-
-#define GW_EXPECT(byte)                              \
-    do {                                             \
-        if (GW_UNLIKELY(p == end || *p != (byte))) { \
-            GW_NEXT();                               \
-            if (*p != (byte))                        \
-                return malformed(s, p);              \
-        }                                            \
-        p++;                                         \
-    } while (0)
-
-/* Length of the UTF-8 sequence at p (a byte >= 0x80), 0 if it is ill-formed (RFC 3629, section 4) or a noncharacter. */
-GW_INLINE unsigned utf8_bytes(const uint8_t *p, const uint8_t *end)
-{
-    const uint8_t c = p[0];
-    const size_t left = (size_t)(end - p);
-    if (c < 0xE0)
-        return c >= 0xC2 && left >= 2 && (p[1] & 0xC0) == 0x80 ? 2 : 0;
-    if (c < 0xF0) {
-        if (left < 3 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80)
-            return 0;
-        if ((c == 0xE0 && p[1] < 0xA0) || (c == 0xED && p[1] >= 0xA0)) /* overlong; surrogate */
-            return 0;
-        if (c == 0xEF && ((p[1] == 0xBF && p[2] >= 0xBE) || (p[1] == 0xB7 && p[2] >= 0x90 && p[2] <= 0xAF)))
-            return 0; /* U+FFFE, U+FFFF; U+FDD0 ... U+FDEF */
-        return 3;
-    }
-    if (c > 0xF4 || left < 4 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80 || (p[3] & 0xC0) != 0x80)
-        return 0;
-    if ((c == 0xF0 && p[1] < 0x90) || (c == 0xF4 && p[1] >= 0x90)) /* overlong; beyond U+10FFFF */
-        return 0;
-    return (p[1] & 0x0F) == 0x0F && p[2] == 0xBF && p[3] >= 0xBE ? 0 : 4; /* U+nFFFE, U+nFFFF */
-}
-
-/* Past an escape or a run of UTF-8 at p, which is at a byte that is neither plain nor a quote. Adds to `saved`. */
-GW_INLINE const uint8_t *special_end(struct pass *s, const uint8_t *p, size_t *saved)
-{
-    const uint8_t *const end = s->end;
-    if (*p >= 0x80) {
-        do {
-            const unsigned bytes = utf8_bytes(p, end);
-            if (GW_UNLIKELY(bytes == 0))
-                return malformed(s, p);
-            p += bytes;
-        } while (p < end && *p >= 0x80);
-        return p;
-    }
-    if (*p != '\\') /* a control character */
-        return malformed(s, p);
-    if (end - p >= 2 && gw_is_short_escape(p[1])) {
-        *saved += 1;
-        return p + 2;
-    }
-    unsigned fewer;
-    const unsigned bytes = gw_unit_escape_bytes(p, end, &fewer);
-    if (GW_UNLIKELY(bytes == 0))
-        return malformed(s, p);
-    *saved += fewer;
-    return p + bytes;
-}
-
-/* The rest of a string that is not all plain; p may be anywhere in it, but not inside an escape or a UTF-8 sequence.
- * Stops are taken from one mask as long as it lasts: looking from each stop for the next would make every step wait for
- * the one before. */
-static __attribute__((noinline)) GW_TARGET const uint8_t *string_rest(struct pass *s, const uint8_t *p, size_t *saved)
-{
-    const uint8_t *const body = s->body, *const end = s->end;
-    size_t shorter = 0;
-    while (end - p >= GW_WIDTH) {
-        const uint8_t *const block = p;
-        p += GW_WIDTH;
-        for (uint64_t mask = mask_plain(block); mask;) {
-            const uint8_t *stop = block + __builtin_ctzll(mask) / GW_MASK_BITS;
-            if (*stop == '"') {
-                *saved = shorter;
-                return stop;
-            }
-            stop = special_end(s, stop, &shorter);
-            if (GW_UNLIKELY(stop == NULL))
-                return NULL;
-            if (stop >= p) {
-                p = stop;
-                break;
-            }
-            mask &= ~0ull << (GW_MASK_BITS * (stop - block));
-        }
-    }
-    while ((p = scan_plain(body, p, end)) < end) {
-        if (*p == '"') {
-            *saved = shorter;
-            return p;
-        }
-        p = special_end(s, p, &shorter);
-        if (GW_UNLIKELY(p == NULL))
-            return NULL;
-    }
-    return malformed(s, end);
-}
-
-/* The closing quote of the string whose text begins at p. `saved`: bytes that unescaping takes off its length. */
-GW_INLINE const uint8_t *string_end(struct pass *s, const uint8_t *p, size_t *saved)
-{
-    p = scan_plain(s->body, p, s->end);
-    if (GW_LIKELY(p < s->end && *p == '"')) {
-        *saved = 0;
-        return p;
-    }
-    return string_rest(s, p, saved);
-}
-
-GW_INLINE int is_digit(uint8_t c)
-{
-    return (uint8_t)(c - '0') <= 9;
-}
-
-/* The end of the number at p ('-' or a digit). `wide`: only then can it be outside the range of a double. */
-GW_INLINE const uint8_t *number_end(struct pass *s, const uint8_t *p, int *wide)
-{
-    const uint8_t *const end = s->end, *const number = p;
-    int exponent = 0;
-    if (*p == '-')
-        p++;
-    if (GW_UNLIKELY(p == end || !is_digit(*p)))
-        return malformed(s, p);
-    if (*p++ != '0')
-        while (p < end && is_digit(*p))
-            p++;
-    if (p < end && *p == '.') {
-        p++;
-        if (GW_UNLIKELY(p == end || !is_digit(*p)))
-            return malformed(s, p);
-        do
-            p++;
-        while (p < end && is_digit(*p));
-    }
-    if (p < end && (*p | 0x20) == 'e') {
-        exponent = 1;
-        p++;
-        if (p < end && (*p == '+' || *p == '-'))
-            p++;
-        if (GW_UNLIKELY(p == end || !is_digit(*p)))
-            return malformed(s, p);
-        do
-            p++;
-        while (p < end && is_digit(*p));
-    }
-    *wide = exponent || p - number > 308;
-    return p;
-}
-
-/* true, false or null at p. */
-GW_INLINE const uint8_t *literal_end(struct pass *s, const uint8_t *p)
-{
-    const size_t left = (size_t)(s->end - p);
-    if (left >= 4 && (memcmp(p, "true", 4) == 0 || memcmp(p, "null", 4) == 0))
-        return p + 4;
-    if (left >= 5 && memcmp(p, "false", 5) == 0)
-        return p + 5;
-    return malformed(s, p);
 }
 
 /* ------------------------------------------------------------------------------------------------ fields */
@@ -367,6 +167,24 @@ GW_INLINE const uint8_t *counter(struct pass *s, const uint8_t *p, enum gw_field
     return p;
 }
 
+/* `device_id`, from its opening quote. */
+GW_INLINE const uint8_t *device_id(struct pass *s, const uint8_t *p)
+{
+    if (GW_UNLIKELY(*p != '"'))
+        return begins_value(*p) ? refuse(s, GW_CODE_BAD_DEVICE_ID, GW_FIELD_DEVICE_ID, p) : malformed(s, p);
+    const uint8_t *const text = p + 1;
+    size_t saved;
+    const uint8_t *const close = string_end(s, text, &saved);
+    if (GW_UNLIKELY(close == NULL))
+        return NULL;
+    const size_t bytes = (size_t)(close - text);
+    if (GW_UNLIKELY(!gw_device_id_ok(text, bytes))) /* an escape is a backslash, which no id has */
+        return refuse(s, GW_CODE_BAD_DEVICE_ID, GW_FIELD_DEVICE_ID, p);
+    s->verdict->device_offset = (uint32_t)(text - s->body);
+    s->verdict->device_bytes = bytes;
+    return close + 1;
+}
+
 /* Any JSON value of depth <= 32. */
 GW_INLINE const uint8_t *payload(struct pass *s, const uint8_t *p, const uint64_t *hash_key)
 {
@@ -483,6 +301,8 @@ GW_INLINE enum gw_field field_of(const uint8_t *key, size_t bytes)
         return memcmp(key, "metrics", 7) == 0   ? GW_FIELD_METRICS
                : memcmp(key, "payload", 7) == 0 ? GW_FIELD_PAYLOAD
                                                 : GW_FIELD_UNKNOWN;
+    case 9:
+        return memcmp(key, "device_id", 9) == 0 ? GW_FIELD_DEVICE_ID : GW_FIELD_UNKNOWN;
     default:
         return GW_FIELD_UNKNOWN;
     }
@@ -491,7 +311,7 @@ GW_INLINE enum gw_field field_of(const uint8_t *key, size_t bytes)
 static __attribute__((noinline)) GW_TARGET enum gw_field field_of_escaped(const uint8_t *key, size_t key_bytes,
                                                                           size_t saved)
 {
-    uint8_t name[sizeof "metrics"];
+    uint8_t name[sizeof "device_id"];
     if (key_bytes - saved > sizeof name)
         return GW_FIELD_UNKNOWN;
     gw_unescape(key, key_bytes, name);
@@ -503,7 +323,7 @@ static __attribute__((noinline)) GW_TARGET enum gw_field field_of_escaped(const 
 GW_INLINE enum gw_field field_at(const uint8_t *key, const uint8_t *end, size_t *bytes)
 {
 #define GW_IS(name) (*bytes = sizeof name - 1, memcmp(key, name "\"", sizeof name) == 0)
-    if (GW_UNLIKELY(end - key < (ptrdiff_t)sizeof "metrics"))
+    if (GW_UNLIKELY(end - key < (ptrdiff_t)sizeof "device_id"))
         return GW_FIELD_UNKNOWN;
     switch (*key) {
     case 'm':
@@ -516,14 +336,16 @@ GW_INLINE enum gw_field field_at(const uint8_t *key, const uint8_t *end, size_t 
         return GW_IS("payload") ? GW_FIELD_PAYLOAD : GW_FIELD_UNKNOWN;
     case 'b':
         return GW_IS("boot") ? GW_FIELD_BOOT : GW_FIELD_UNKNOWN;
+    case 'd':
+        return GW_IS("device_id") ? GW_FIELD_DEVICE_ID : GW_FIELD_UNKNOWN;
     default:
         return GW_FIELD_UNKNOWN;
     }
 #undef GW_IS
 }
 
-/* The document. Returns its end, or NULL. */
-GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key)
+/* The document. Returns its end, or NULL. `alone`: nothing may stand behind it. */
+GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key, bool alone)
 {
     const uint8_t *const body = s->body, *const end = s->end, *p = body;
     unsigned seen = 0; /* one bit for each enum gw_field */
@@ -550,8 +372,8 @@ GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key)
             }
             if (GW_UNLIKELY(++s->members > GW_MEMBERS_MAX))
                 return refuse(s, GW_CODE_TOO_MANY_MEMBERS, GW_FIELD_NONE, quote);
-            if (GW_UNLIKELY(field == GW_FIELD_UNKNOWN))
-                return refuse_key(s, GW_CODE_UNKNOWN_FIELD, field, quote, key, key_bytes);
+            if (GW_UNLIKELY(field == GW_FIELD_UNKNOWN || (field == GW_FIELD_DEVICE_ID && !s->names_device)))
+                return refuse_key(s, GW_CODE_UNKNOWN_FIELD, GW_FIELD_UNKNOWN, quote, key, key_bytes);
             if (GW_UNLIKELY(seen & 1u << field))
                 return refuse(s, GW_CODE_DUPLICATE_KEY, field, quote);
             seen |= 1u << field;
@@ -574,6 +396,9 @@ GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key)
             case GW_FIELD_BOOT:
                 p = counter(s, p, GW_FIELD_BOOT);
                 break;
+            case GW_FIELD_DEVICE_ID:
+                p = device_id(s, p);
+                break;
             default:
                 p = payload(s, p, hash_key);
                 break;
@@ -589,23 +414,30 @@ GW_INLINE const uint8_t *document(struct pass *s, const uint64_t *hash_key)
             GW_NEXT();
         }
     const uint8_t *const brace = p++;
-    if (p < end)
-        p = scan_space(body, p, end);
-    if (GW_UNLIKELY(p < end))
-        return malformed(s, p);
+    if (alone) {
+        if (p < end)
+            p = scan_space(body, p, end);
+        if (GW_UNLIKELY(p < end))
+            return malformed(s, p);
+    }
     if (GW_UNLIKELY(!(seen & 1u << GW_FIELD_METRICS)))
         return refuse(s, GW_CODE_MISSING_METRICS, GW_FIELD_METRICS, brace);
+    if (GW_UNLIKELY(s->names_device && !(seen & 1u << GW_FIELD_DEVICE_ID)))
+        return refuse(s, GW_CODE_BAD_DEVICE_ID, GW_FIELD_DEVICE_ID, brace);
     return p;
 }
 
 /* Defines the entry of this path. */
 #define GW_PASS(name)                                                                                    \
     GW_TARGET int gw_validate_##name(const uint8_t *body, size_t body_bytes, const uint64_t hash_key[2], \
-                                     gw_verdict *verdict)                                                \
+                                     bool names_device, gw_verdict *verdict, size_t *end)                \
     {                                                                                                    \
         struct pass s;                                                                                   \
         s.body = body, s.end = body + body_bytes, s.verdict = verdict, s.members = 0;                    \
-        document(&s, hash_key);                                                                          \
+        s.names_device = names_device;                                                                   \
+        const uint8_t *const behind = document(&s, hash_key, end == NULL);                               \
+        if (end != NULL && behind != NULL)                                                               \
+            *end = (size_t)(behind - body);                                                              \
         return verdict->code;                                                                            \
     }
 

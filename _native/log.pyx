@@ -150,37 +150,10 @@ cdef extern from "gw_log.h":
     gw_status gw_log_run_committer(gw_log *log, int interval_ms, gw_error *error) nogil
     void gw_log_stop_committer(gw_log *log) nogil
 
-cdef extern from "gw_validator.h":
-    enum:
-        GW_FIELD_NONE, GW_FIELD_METRICS, GW_FIELD_TAGS, GW_FIELD_TS, GW_FIELD_SEQ, GW_FIELD_BOOT, GW_FIELD_PAYLOAD
-        GW_FIELD_UNKNOWN, GW_FIELD_DEVICE_ID
-        GW_EVENT_HAS_SEQ, GW_EVENT_HAS_BOOT
-    ctypedef struct gw_verdict:
-        uint16_t code
-        uint8_t field, flags
-        uint32_t offset, field_offset, field_bytes
-
-cdef extern from "gw_ingest.h":
-    int GW_INGEST_BUSY
-    ctypedef struct gw_ingest:
-        gw_log *log
-        gw_producer *producer
-        gw_counter_block *counters
-        uint64_t hash_key[2]
-        uint64_t lsn
-        uint8_t used_percent
-        c_bool duplicate
-        gw_verdict verdict
-    int gw_ingest_event(gw_ingest *ingest, const uint8_t *device_id, size_t device_id_bytes, const uint8_t *body,
-                        size_t body_bytes, uint64_t started_ns, c_bool again) noexcept nogil
-    void gw_ingest_refuse(gw_ingest *ingest, unsigned code, uint64_t started_ns) noexcept nogil
-    uint64_t gw_monotonic_ns() noexcept nogil
-
 RUNNING, DRAINING, FAILED = GW_RUNNING, GW_DRAINING, GW_STATE_FAILED
 DATA, VOID, PAD = GW_DATA, GW_VOID, GW_PAD
 BLOCK_DELIVERY, BLOCK_SUPERVISOR, BLOCK_COUNT = GW_BLOCK_DELIVERY, GW_BLOCK_SUPERVISOR, GW_BLOCK_COUNT
 WORKERS_MAX = GW_WORKERS_MAX
-BUSY = GW_INGEST_BUSY
 NEVER = 0xffffffffffffffff
 RECEIPT_STATES = ("unknown", "enqueued", "durable", "delivered", "dead_lettered", "finished", "lost")
 CAPACITY_MIN, CAPACITY_MAX = GW_CAPACITY_MIN, GW_CAPACITY_MAX
@@ -669,94 +642,10 @@ cdef class Log:
         return PyCapsule_New(self.live(), "gw_log", NULL)
 
 
-cdef dict FIELD_NAMES = {
-    GW_FIELD_METRICS: "metrics", GW_FIELD_TAGS: "tags", GW_FIELD_TS: "ts", GW_FIELD_SEQ: "seq", GW_FIELD_BOOT: "boot",
-    GW_FIELD_PAYLOAD: "payload", GW_FIELD_DEVICE_ID: "device_id",
-}
+include "ingest.pxi"
 
 
-@cython.no_gc_clear  # the producer's slot lies in the log's map, which must outlive it
-cdef class Ingest:
-    cdef gw_ingest ingest
-    cdef Log log
-    cdef readonly object field
-    cdef readonly object offset
-
-    def __init__(self, Log log not None, unsigned block):
-        if self.log is not None:
-            raise ValueError("already open")
-        self.ingest.counters = log.block(block, 0)
-        status = gw_producer_open(log.live(), &self.ingest.producer)
-        if status != GW_OK:
-            raise LogError("no intent slot is free: too many workers, or dead ones whose claims are not resolved yet")
-        self.ingest.log = log.live()
-        self.log = log
-        log.producers += 1
-        cdef bytes key = os.urandom(16)
-        memcpy(self.ingest.hash_key, PyBytes_AS_STRING(key), 16)
-
-    def __dealloc__(self):
-        self.release()
-
-    cdef void release(self):
-        if self.ingest.producer is not NULL:
-            gw_producer_close(self.ingest.producer)
-            self.ingest.producer = NULL
-            self.log.producers -= 1
-
-    def close(self):
-        self.release()
-
-    @property
-    def lsn(self):
-        return self.ingest.lsn
-
-    @property
-    def duplicate(self):
-        return self.ingest.duplicate
-
-    @property
-    def used_percent(self):
-        return self.ingest.used_percent
-
-    @property
-    def receipt(self):
-        return self.log.receipt(self.ingest.lsn)
-
-    def event(self, str device_id not None, bytes body not None, uint64_t started_ns, bint again=False):
-        cdef Py_ssize_t device_id_bytes
-        cdef const char *device = PyUnicode_AsUTF8AndSize(device_id, &device_id_bytes)
-        if self.ingest.producer is NULL:
-            raise ValueError("closed")
-        cdef int code = gw_ingest_event(
-            &self.ingest, <const uint8_t *>device, device_id_bytes, <const uint8_t *>PyBytes_AS_STRING(body),
-            PyBytes_GET_SIZE(body), started_ns, again)
-        if code > 0:
-            self.explain(body)
-        return code
-
-    cdef explain(self, bytes body):
-        cdef gw_verdict *verdict = &self.ingest.verdict
-        if not verdict.code:  # refused by the log, not by the validator
-            self.field = self.offset = None
-            return
-        name = FIELD_NAMES.get(verdict.field)
-        inner = body[verdict.field_offset:verdict.field_offset + verdict.field_bytes].decode("utf-8", "replace")
-        if verdict.field == GW_FIELD_UNKNOWN:
-            name = inner
-        elif verdict.field_bytes and name is not None:
-            name = f"{name}.{inner}"
-        self.field = name
-        self.offset = verdict.offset
-
-    def refuse(self, unsigned code, uint64_t started_ns):
-        if not 0 < code < <unsigned>GW_CODE_COUNT:
-            raise ValueError(f"code {code}")
-        gw_ingest_refuse(&self.ingest, code, started_ns)
-        # field and offset stay: they belong to the other thread's last event, which may not be answered yet
-
-
-@cython.no_gc_clear  # as above
+@cython.no_gc_clear  # as Ingest
 cdef class Appender:
     cdef gw_producer *producer
     cdef Log log
@@ -801,7 +690,3 @@ cdef class Appender:
             raise LogError({GW_CLOSED: "the log is closed for new records", GW_TOO_LARGE: "the record is too large",
                             GW_FAILED: "the log has failed"}.get(status, "the record cannot be appended now"))
         return lsn
-
-
-def now_ns():
-    return gw_monotonic_ns()

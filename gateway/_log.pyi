@@ -196,6 +196,30 @@ class Log:
     def _capsule(self) -> Any:
         """PyCapsule "gw_log" with the gw_log pointer, for `gateway._mqtt`."""
 
+class Batch(NamedTuple):
+    """What came of a batch. accepted + duplicates + len(errors) events were looked at, in order, from the first on."""
+
+    code: int
+    """0, or why the body is no batch: nothing of it is in (MALFORMED_JSON, NOT_AN_OBJECT, EMPTY_BATCH,
+    BATCH_TOO_LARGE, BAD_DEVICE_ID), with the `offset` in the body where its framing breaks."""
+    offset: int | None
+    items: int
+    """Events in the body."""
+    accepted: int
+    duplicates: int
+    errors: list[tuple[int, int, str | None, int | None]]
+    """Of each event refused: its index, the number of its refusal in CODES, the field, the offset in the event."""
+    resume_at: int | None
+    """Index of the first event that was not looked at, when it ended early; of a log that has failed, the event whose
+    fate is unknown."""
+    stop: int
+    """Why it ended early: the number of log_full, draining, failed, accepted_pending (a key stayed busy); 0."""
+    lsn: int
+    """The highest of the events accepted and of the originals of duplicates; 0: none."""
+    used_percent: int
+    lsns: bytes
+    """A native unsigned 64-bit number for each event looked at: its lsn, or its original's; 0: refused."""
+
 class Ingest:
     """One worker's way into the log: validate, claim, copy, commit in one call. One thread."""
 
@@ -219,6 +243,22 @@ class Ingest:
 
         Counts received, accepted, duplicates, refused and the request's time since `started_ns` (`now_ns()`).
         After BUSY: call it again with `again` once `Log.committed` lies above `lsn`; only then is the rest counted.
+        """
+
+    def batch(
+        self,
+        device_id: str | None,
+        body: bytes,
+        ndjson: bool,
+        started_ns: int,
+        limits: tuple[int, int],
+    ) -> Batch:
+        """Many events: a JSON array, a line for each (`ndjson`), or a lone object. The GIL is released.
+
+        `device_id` None: each event has a member "device_id". `limits`: the largest event in bytes (each larger one is
+        refused alone), the most events. White space around an event is not part of it. A key that another worker is
+        writing is waited for, at most 50 ms in all. Counts as `event` does, for each event; the request's time once.
+        Raises MemoryError, and then nothing is in; ValueError (closed, or in use by another thread), OverflowError.
         """
 
     def refuse(self, code: int, started_ns: int) -> None:

@@ -304,7 +304,7 @@ def with_fail_points(folder: Path) -> Path:
     sources = ["build/cython/_native/log.c"]
     sources += [
         str(path.relative_to(ROOT))
-        for pattern in ("gw_log*.c", "gw_crc32c.c", "gw_ingest.c", "gw_validator*.c")
+        for pattern in ("gw_log*.c", "gw_crc32c.c", "gw_ingest.c", "gw_batch.c", "gw_validator*.c")
         for path in sorted((ROOT / "_native").glob(pattern))
     ]
     headers = sorted((ROOT / "_native").glob("*.h"))

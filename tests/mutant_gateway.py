@@ -17,7 +17,10 @@ from tests.native_build import CACHE, NATIVE, _digest, _headers, _make
 
 Edits = Sequence[tuple[str, str]]
 SOURCES = {
-    "_log": ("log.c", ("gw_crc32c.c", "gw_log*.c", "gw_ingest.c", "gw_validator*.c")),
+    "_log": (
+        "log.c",
+        ("gw_crc32c.c", "gw_log*.c", "gw_ingest.c", "gw_batch.c", "gw_validator*.c"),
+    ),
     "_mqtt": ("mqtt.c", ("gw_crc32c.c", "gw_log*.c", "gw_mqtt*.c")),
 }
 

@@ -144,10 +144,11 @@ def extension(instead: Mapping[str, str]) -> ModuleType:
     part = Mode("gcc", ("-O1", "-fPIC", "-fvisibility=hidden"))
     binding = Mode("gcc", ("-O0", "-fPIC", "-fvisibility=hidden", "-w", include))
     pyx = NATIVE / "log.pyx"
-    generated = CACHE / "cython" / _digest(pyx.read_bytes()) / "log.c"
+    pyx_digest = _digest(pyx.read_bytes(), (NATIVE / "ingest.pxi").read_bytes())
+    generated = CACHE / "cython" / pyx_digest / "log.c"
     cython = [sys.executable, "-m", "cython", "-3", "--module-name", "gateway._log"]
     objects = [_object(_make(generated, [*cython, pyx]), binding)]
-    for pattern in ("gw_crc32c.c", "gw_log*.c", "gw_ingest.c", "gw_validator*.c"):
+    for pattern in ("gw_crc32c.c", "gw_log*.c", "gw_ingest.c", "gw_batch.c", "gw_validator*.c"):
         objects += [_object(_patched(path, instead), part) for path in sorted(NATIVE.glob(pattern))]
     path = CACHE / "extension" / f"_log-{_digest(*map(str, objects))}.so"
     _make(path, ["gcc", "-shared", "-pthread", *objects])

@@ -14,7 +14,7 @@ from tests import fuzz
 from tests.native_build import FUZZ, NATIVE
 
 SEED = 1
-ROUNDS = {"validator": 300, "puback": 50, "log": 5, "text": 300}
+ROUNDS = {"validator": 300, "batch": 300, "puback": 50, "log": 5, "text": 300}
 
 
 def test_every_harness_is_a_target_with_a_corpus() -> None:
@@ -76,6 +76,27 @@ MUTANTS = [
         "#define GW_SCAN_SSE2\n",
         "#include <emmintrin.h>\n#define GW_SCAN_SSE2\n"
         "#define _mm_set1_epi8(c) _mm_set1_epi8((c) == '\\\\' ? '\"' : (c))\n",
+    ),
+    Mutant(
+        "batch",
+        "brackets of any kind match",
+        "gw_batch.c",
+        "(depth <= TYPED && (objects & 1) != (c == '}'))",
+        "false",
+    ),
+    Mutant(
+        "batch",
+        "a string is read beyond the body",
+        "gw_batch.c",
+        "    for (; p < end; p++) {\n        if (*p == '\"')",
+        "    for (;; p++) {\n        if (*p == '\"')",
+    ),
+    Mutant(
+        "batch",
+        "an event that is too large is taken",
+        "gw_batch.c",
+        "    if (length > s->limits.event_bytes_max)\n        code = GW_CODE_BODY_TOO_LARGE;\n",
+        "",
     ),
     Mutant(
         "puback",

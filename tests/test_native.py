@@ -17,8 +17,8 @@ CASES = [
     pytest.param(path, mode, id=f"{path.stem}-{mode}")
     for path in PROGRAMS
     for mode in MODES
-    # threads are in these two only
-    if mode != "tsan" or path.stem in ("test_log_races", "test_log")
+    # threads are in these only
+    if mode != "tsan" or path.stem in ("test_log_races", "test_log", "test_batch")
 ]
 
 

@@ -18,7 +18,9 @@ CORPUS = FUZZ / "corpus"
 FOUND = CACHE.parent / "fuzz"
 """New inputs and reproducers; not committed."""
 # The log's recovery looks at each word of the ring: a hook at each comparison costs four fifths.
-MODE = {"validator": "fuzz", "puback": "fuzz", "log": "fuzz-blind", "text": "fuzz"}
+MODE = {
+    "validator": "fuzz", "batch": "fuzz", "puback": "fuzz", "log": "fuzz-blind", "text": "fuzz",
+}  # fmt: skip
 TARGETS = tuple(MODE)
 HAS_LIBFUZZER = shutil.which("clang") is not None
 
