@@ -2,9 +2,11 @@
 #   make run ARGS='--set http.port=9000'    make test ARGS='-k config'    make bench BENCH=quick
 #   make bench-peers BENCH=quick            make bench-peers ARGS=--readme
 #   make fuzz FUZZ_SECONDS=600              make torture SECONDS=600 SEED=7
-.PHONY: run test torture demo install bench bench-peers fuzz lint fmt clean
+#   make loadtest LOAD=quick
+.PHONY: run test torture demo install bench bench-peers loadtest fuzz lint fmt clean
 ARGS =
 BENCH =
+LOAD =
 FUZZ_SECONDS =
 SECONDS = 300
 SEED =
@@ -23,6 +25,8 @@ bench:
 	@sh scripts/bench $(if $(filter quick,$(BENCH)),--quick) $(ARGS)
 bench-peers:
 	@sh scripts/bench-peers $(if $(filter quick,$(BENCH)),--quick) $(ARGS)
+loadtest:
+	@sh scripts/loadtest $(if $(filter quick,$(LOAD)),--quick) $(ARGS)
 fuzz:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) sh scripts/fuzz $(ARGS)
 lint:

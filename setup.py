@@ -16,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 HEADERS = sorted(str(p) for p in Path("_native").glob("*.h"))
 VALIDATOR = sorted(str(p) for p in Path("_native").glob("gw_validator*.c"))
 INGEST = ["_native/gw_batch.c", "_native/gw_ingest.c"]
+MQTT = sorted(str(p) for p in Path("_native").glob("gw_mqtt*.c"))
 LOG = ["_native/gw_crc32c.c", *sorted(str(p) for p in Path("_native").glob("gw_log*.c"))]
 
 cflags = [
@@ -75,7 +76,8 @@ setup(
         [
             extension("_validator", "_native/validator.pyx", VALIDATOR),
             extension("_log", "_native/log.pyx", [*LOG, *INGEST, *VALIDATOR]),
-            extension("_mqtt", "_native/mqtt.pyx", ["_native/gw_mqtt.c", *LOG]),
+            extension("_waiting", "_native/waiting.pyx", ["_native/gw_waiting.c", *LOG]),
+            extension("_mqtt", "_native/mqtt.pyx", [*MQTT, *LOG]),
         ],
         build_dir="build/cython",
         language_level=3,

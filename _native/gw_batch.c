@@ -144,7 +144,7 @@ static bool grow(gw_batch *batch, uint32_t most)
     batch->item = item ? item : batch->item;
     uint64_t *lsns = realloc(batch->lsns, room * sizeof *lsns);
     batch->lsns = lsns ? lsns : batch->lsns;
-    gw_refusal *refusal = realloc(batch->refusal, room * sizeof *refusal);
+    gw_batch_refusal *refusal = realloc(batch->refusal, room * sizeof *refusal);
     batch->refusal = refusal ? refusal : batch->refusal;
     if (!item || !lsns || !refusal)
         return false;
@@ -281,7 +281,7 @@ static inline gw_event event_of(const appending *a, const gw_item *item)
 static unsigned refuse_item(appending *a, uint32_t index, unsigned code)
 {
     gw_batch *batch = a->batch;
-    gw_refusal *refusal = &batch->refusal[batch->refused++];
+    gw_batch_refusal *refusal = &batch->refusal[batch->refused++];
     const gw_item *item = &batch->item[index];
     refusal->index = index;
     /* Pass 1 kept only the code: verdicts of events that are refused are made once more, those of others never. */

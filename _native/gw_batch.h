@@ -41,10 +41,10 @@ typedef struct gw_item {
     uint8_t device_id_bytes, flags;
 } gw_item;
 
-typedef struct gw_refusal {
+typedef struct gw_batch_refusal {
     uint32_t index;
     gw_verdict verdict; /* offsets are in the event */
-} gw_refusal;
+} gw_batch_refusal;
 
 /* Zero at first; one thread; reused from batch to batch. */
 typedef struct gw_batch {
@@ -61,7 +61,7 @@ typedef struct gw_batch {
     /* scratch, grown when a batch needs it: */
     gw_item *item;
     uint64_t *lsns; /* of each item looked at, or of its original; 0: refused */
-    gw_refusal *refusal;
+    gw_batch_refusal *refusal;
     uint32_t room;
 } gw_batch;
 

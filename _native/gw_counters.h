@@ -36,7 +36,7 @@ enum gw_counter {
     GW_COUNTER_MQTT_CONNECTS,      /* CONNACK success */
     GW_COUNTER_MQTT_CONNECT_FAILURES,
     GW_COUNTER_MQTT_DISCONNECTS,
-    GW_COUNTER_MQTT_CONNECTED, /* gauge: 1 while connected */
+    GW_COUNTER_MQTT_CONNECTED, /* gauge: connections that are open */
     GW_COUNTER_MQTT_NEGATIVE_ACKS,
     GW_COUNTER_MQTT_IN_FLIGHT,    /* gauge */
     GW_COUNTER_SYNCS,             /* fdatasync calls of the committer */
@@ -56,8 +56,12 @@ enum gw_counter {
     GW_COUNTER_LETTERS_DROPPED,   /* gone with a file that was removed to make room (drop_oldest) */
     GW_COUNTER_RESTARTS_WORKER = 160,
     GW_COUNTER_RESTARTS_DELIVERY,
-    GW_COUNTER_KILLED_HUNG,  /* delivery processes that made no progress and were killed */
-    GW_COUNTER_ACK_NS = 164, /* histogram: start of the request to its answer "durable" or "sink" */
+    GW_COUNTER_KILLED_HUNG,       /* delivery processes that made no progress and were killed */
+    GW_COUNTER_ACK_NS = 164,      /* histogram: start of the request to its answer "durable" or "sink" */
+    GW_COUNTER_BATCHES = 188,     /* batches whose framing was right */
+    GW_COUNTER_BATCH_EVENTS,      /* events in them, looked at or not */
+    GW_COUNTER_INFLATED_BYTES,    /* of compressed bodies, as they were before */
+    GW_COUNTER_MQTT_THROTTLED_NS, /* something to publish waited so long for tokens; all connections */
     GW_COUNTER_WORDS = 192
 };
 

@@ -539,3 +539,9 @@ gw_status gw_log_read(const gw_log *log, uint64_t lsn, gw_record *record)
 {
     return gw_log_read_at(log, lsn, gw_log_committed(log), record);
 }
+
+void gw_log_prefetch(const gw_log *log, uint64_t lsn)
+{
+    for (unsigned line = 0; line < 4; line++) /* of 64 bytes: an event of the usual size */
+        __builtin_prefetch(gw_word(log, lsn) + 8 * line);
+}

@@ -264,6 +264,8 @@ void gw_log_rest(gw_log *log, int microseconds);
 /* The record at `lsn`, which must be a record's start at or above a cursor that holds it. GW_OK, GW_EMPTY
  * (lsn >= committed), or GW_CORRUPT. PAD and VOID records are returned too: step over them, do not publish them. */
 gw_status gw_log_read(const gw_log *log, uint64_t lsn, gw_record *record);
+/* It will be read soon: start loading its first lines. */
+void gw_log_prefetch(const gw_log *log, uint64_t lsn);
 
 int gw_log_sink(const gw_log *log, const char *name); /* index, or -1 */
 gw_cursor gw_cursor_load(const gw_log *log, unsigned sink);

@@ -30,7 +30,7 @@ cdef extern from "gw_ingest.h":
 cdef extern from "gw_batch.h":
     ctypedef struct gw_item:
         uint32_t offset
-    ctypedef struct gw_refusal:
+    ctypedef struct gw_batch_refusal:
         uint32_t index
         gw_verdict verdict
     ctypedef struct gw_batch:
@@ -40,7 +40,7 @@ cdef extern from "gw_batch.h":
         uint64_t lsn
         gw_item *item
         uint64_t *lsns
-        gw_refusal *refusal
+        gw_batch_refusal *refusal
     ctypedef struct gw_batch_limits:
         uint32_t event_bytes_max, events_max
     int gw_ingest_batch(gw_ingest *ingest, gw_batch *batch, const uint8_t *device_id, size_t device_id_bytes,
@@ -166,7 +166,7 @@ cdef class Ingest:
 
     cdef came_of(self, const uint8_t *body):
         cdef gw_batch *b = &self.scratch
-        cdef gw_refusal *refusal
+        cdef gw_batch_refusal *refusal
         if b.code == GW_CODE_INTERNAL:
             raise MemoryError("no memory for the items of a batch; nothing of it is in")
         errors = []

@@ -79,12 +79,12 @@ def _rate(gateway: Gateway, ack: str, published: bool, seconds: float, directory
 
 
 def _compared(gateway: Gateway, ack: str, published: bool, context: Context) -> Figure:
-    seconds = context.pick(1, 4)
+    seconds = context.pick(1, 2)
     sides: dict[str, Side] = {
         word: partial(_rate, gateway, word, published, seconds, context.directory)
         for word in (ack, "enqueue")
     }
-    found = interleave(sides, context.pick(3, 5), context)
+    found = interleave(sides, context.pick(3, 4), context)
     if left := gateway.metrics()["gateway_unexplained_events"]:
         raise Failed(f"{left:.0f} events unexplained")
     return compare(found[ack], found["enqueue"], "req/s", "wrk -t1 -c64")

@@ -16,6 +16,7 @@ from benchmarks.harness import Failed
 from benchmarks.processes import ROOT, environment, program
 
 PEERS: Final = Path(__file__).with_name("peers")
+CLIENTS: Final = Path(__file__).with_name("clients")
 
 _VARIANT: Final = """
 import sys
@@ -39,9 +40,14 @@ def _compile(source: Path, output: Path, *flags: str) -> Path:
     return output
 
 
-def executable(name: str, directory: Path) -> Path:
-    """peers/`name`.c as a program."""
-    return _compile(PEERS / f"{name}.c", directory / name)
+def executable(name: str, directory: Path, folder: Path = PEERS) -> Path:
+    """`folder`/`name`.c as a program."""
+    return _compile(folder / f"{name}.c", directory / name, "-D_GNU_SOURCE")
+
+
+def library(source: Path, directory: Path) -> Path:
+    """A source as a library for LD_PRELOAD."""
+    return _compile(source, directory / f"{source.stem}.so", "-shared", "-fPIC", "-D_GNU_SOURCE")
 
 
 def module(name: str, directory: Path) -> ModuleType:

@@ -118,14 +118,14 @@ def measure(context: Context) -> dict[str, Figure]:
             log, _ = stack.enter_context(logs.opened(path, native))
             ingest = stack.enter_context(logs.ingesting(log, native))
             builds[name] = Build(log, ingest)
-            for _ in range(context.pick(2, 4)):
+            for _ in range(2):
                 builds[name].lap(fleets["million"], count)
         for of, devices in fleets.items():
             for name, build in builds.items():
                 sides[of + name] = lambda build=build, devices=devices: (  # type: ignore[misc]
                     build.nanoseconds_an_event(devices, count)
                 )
-        found = interleave(sides, context.pick(7, 15), context)
+        found = interleave(sides, context.pick(5, 7), context)
         for build in builds.values():
             build.check()
     one, million = (cost(found[of], found[f"{of} without index"], count) for of in fleets)
@@ -155,5 +155,6 @@ BENCHMARKS: Final = [
             RATIO: "the cost with one device",
         },
         measure,
+        quick=False,
     )
 ]

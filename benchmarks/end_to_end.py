@@ -66,7 +66,7 @@ class Run:
 
 def measure(context: Context) -> dict[str, Figure]:
     """Gateway, peer and nginx in turn."""
-    seconds = context.pick(2, 5)
+    seconds = context.pick(1, 2)
     with contextlib.ExitStack() as stack:
         broker = Mosquitto(context.directory / "mosquitto")
         stack.enter_context(broker)
@@ -93,7 +93,7 @@ def measure(context: Context) -> dict[str, Figure]:
             "peer": lambda: rate(peer),
             "nginx": lambda: rate(nginx),
         }
-        found = interleave(sides, context.pick(3, 5), context)
+        found = interleave(sides, 3, context)
         broker.check()
     ours, theirs, most = (statistics.median(found[name]) for name in sides)
     shares.judge("gmqtt", theirs, most)

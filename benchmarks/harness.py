@@ -13,7 +13,7 @@ import gc
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,18 @@ class Voided(Exception):
     """The reference is not what it should be: the figure would mean nothing."""
 
 
+class Curve(NamedTuple):
+    """How a figure depends on something: one or more lines over the same axis."""
+
+    x: str
+    """What is varied, with its unit."""
+    y: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    """By name: points in the order of x."""
+    log_x: bool = False
+    log_y: bool = False
+
+
 class Figure(NamedTuple):
     """One measured row. `ratio` is value / reference."""
 
@@ -39,6 +51,7 @@ class Figure(NamedTuple):
     reference: float | None = None
     ratio: float | None = None
     note: str = ""
+    curve: Curve | None = None
 
 
 Status = Literal["measured", "failed", "void"]
@@ -83,6 +96,8 @@ class Benchmark:
 
     references: Mapping[str, str]
     run: Callable[[Context], Mapping[str, Figure]]
+    quick: bool = True
+    """Also in a quick run of everything."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,17 +168,34 @@ def undisturbed() -> Iterator[None]:
             gc.enable()
 
 
+FLAT: Final = ("value", "unit", "reference", "ratio")
+"""What each row of the results has; a note and a curve only where there are some."""
 RESULTS: Final = Path(__file__).with_name("results") / "latest.json"
 
 
 def as_results(rows: list[Row]) -> dict[str, dict[str, Any]]:
-    """The flat map of results/latest.json. A row without a figure has nulls, and says why."""
+    """The rows of results/latest.json, by name. A row without a figure has nulls, and says why."""
     results: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row.figure is not None:
-            value, unit, reference, ratio, _ = row.figure
-            results[row.name] = dict(value=value, unit=unit, reference=reference, ratio=ratio)
+            figure = row.figure._asdict()
+            if row.figure.curve is not None:
+                figure["curve"] = row.figure.curve._asdict()
+            results[row.name] = {key: of for key, of in figure.items() if of not in ("", None)}
+            results[row.name] |= {key: figure[key] for key in FLAT}
         else:
-            results[row.name] = dict(value=None, unit=None, reference=None, ratio=None)
+            results[row.name] = dict.fromkeys(FLAT)
             results[row.name][row.status] = row.reason
     return results
+
+
+def as_rows(results: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """The other way round, without curves: rows that were measured some time before."""
+    rows = []
+    for name, found in results.items():
+        reason = next((found[kind] for kind in ("failed", "void") if kind in found), "")
+        if found["value"] is None:
+            rows.append(Row(name, "void" if "void" in found else "failed", None, reason))
+        else:
+            rows.append(Row(name, "measured", Figure(**{key: found[key] for key in FLAT})))
+    return rows

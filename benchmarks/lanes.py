@@ -133,5 +133,6 @@ BENCHMARKS: Final = [
             )
         },
         measure,
+        quick=False,
     )
 ]

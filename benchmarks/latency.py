@@ -59,7 +59,7 @@ def _pass(kind: str, port: int, broker: Mosquitto, count: int, context: Context)
 
 def measure(context: Context) -> dict[str, Figure]:
     """Through the gateway and straight to the broker, in turn; a first pair warms up."""
-    seconds, rounds = context.pick(2, 8), context.pick(3, 5)
+    seconds, rounds = context.pick(2, 3), context.pick(2, 3)
     count = seconds * RATE
     found: dict[str, list[list[float]]] = {"http": [], "mqtt": []}
     with contextlib.ExitStack() as stack:

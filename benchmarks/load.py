@@ -74,7 +74,14 @@ def parse(output: str) -> Load:
     return Load(said["requests"], said["microseconds"] / 1e6, said["p50_us"], said["p99_us"])
 
 
-def run(port: int, seconds: float, directory: Path, threads: int = 1, query: str = "") -> Load:
+def run(
+    port: int,
+    seconds: float,
+    directory: Path,
+    threads: int = 1,
+    query: str = "",
+    connections: int = CONNECTIONS,
+) -> Load:
     """Send for some seconds. Raises Failed."""
     path = directory / f"events{query}.lua"
     if not path.exists():
@@ -86,7 +93,7 @@ def run(port: int, seconds: float, directory: Path, threads: int = 1, query: str
     if first + threads > 1000:
         raise Failed("the run numbers that make seq unique are used up")
     command = [
-        *(program("wrk"), f"-t{threads}", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s"),
+        *(program("wrk"), f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s"),
         *("--timeout", "5s", "-s", str(Path(__file__).with_name("post.lua"))),
         f"http://127.0.0.1:{port}/",
         *("--", str(path), str(first)),

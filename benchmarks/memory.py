@@ -1,4 +1,4 @@
-"""How much memory does each process hold beside the log, after a million events?
+"""How much memory does each process hold beside the log, after some hundred thousand events?
 
 The resident size of all mappings of the process but the log and the memfd that all processes share
 (/proc/PID/smaps): its own memory and, counted in full, the code of Python and of libraries. The
@@ -35,7 +35,8 @@ def beside_kib(smaps: str, log: Path) -> int:
     return total
 
 
-def _mib(pid: int, log: Path) -> float:
+def resident_mib(pid: int, log: Path) -> float:
+    """Resident memory of a process beside the log."""
     return beside_kib(Path(f"/proc/{pid}/smaps").read_text(), log) / 1024
 
 
@@ -50,14 +51,14 @@ def children(pid: int) -> Iterator[tuple[int, list[str]]]:
 def _send(port: int, requests: int, context: Context) -> int:
     sent = 0
     while sent < requests:
-        sent += load.run(port, context.pick(2, 5), context.directory).requests
+        sent += load.run(port, context.pick(2, 4), context.directory).requests
         context.say(f"{sent:,} requests")
     return sent
 
 
 def measure(context: Context) -> dict[str, Figure]:
     """Send, let it be published, look; then the references."""
-    requests = context.pick(200_000, 1_000_000)
+    requests = context.pick(100_000, 400_000)
     nowhere = context.directory / "no.log"
     with contextlib.ExitStack() as stack:
         broker = Mosquitto(context.directory / "mosquitto")
@@ -72,17 +73,17 @@ def measure(context: Context) -> dict[str, Figure]:
         if (published := gateway.metrics()["gateway_events_published_total"]) < sent:
             raise Failed(f"{sent} events were accepted, but {published:.0f} published")
         log = gateway.data / "gateway.log"
-        found = {name: _mib(pid, log) for pid, (*_, name, _) in children(gateway.pid)}
+        found = {name: resident_mib(pid, log) for pid, (*_, name, _) in children(gateway.pid)}
     workers = [size for name, size in found.items() if name.startswith("worker")]
     if len(workers) != context.workers or "delivery" not in found:
         raise Failed(f"unexpected processes: {', '.join(found)}")
     with GranianPeer("empty_handler", context.directory, context.workers) as peer:
         _send(peer.port, requests, context)
-        empty = max(_mib(pid, nowhere) for pid, _ in children(peer.pid))
+        empty = max(resident_mib(pid, nowhere) for pid, _ in children(peer.pid))
     command = python("-c", "print('up', flush=True); import time; time.sleep(60)")
     with Child("python", command, context.directory) as bare:
         bare.wait_until(lambda: "up" in bare.last_words(), 5, "up")
-        interpreter = _mib(bare.pid, nowhere)
+        interpreter = resident_mib(bare.pid, nowhere)
     note = f"after {sent:,} events"
     worker, delivery = max(workers), found["delivery"]
     return {

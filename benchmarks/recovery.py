@@ -58,7 +58,7 @@ def measure(context: Context) -> dict[str, Figure]:
         "open": lambda: _open_mib_per_second(path, records),
         "read": lambda: _read_mib_per_second(path),
     }
-    found = interleave(sides, context.pick(5, 9), context)
+    found = interleave(sides, context.pick(3, 5), context)
     path.unlink()
     note = f"{capacity >> 20} MiB, {records} records"
     return {"recovery_mib_per_second": compare(found["open"], found["read"], "MiB/s", note)}

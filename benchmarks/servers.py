@@ -116,6 +116,7 @@ class Gateway(Child):
         capacity_bytes: int,
         *sets: str,
         wait: bool = True,
+        settings: dict[str, str] | None = None,
     ) -> None:
         self.port = free_port()
         self.data = directory / "data"
@@ -132,7 +133,7 @@ class Gateway(Child):
         command = python("-m", "gateway", "serve")
         for text in given:
             command += ["--set", text]
-        super().__init__("gateway", command, directory)
+        super().__init__("gateway", command, directory, settings=settings)
         if wait:
             self.wait_until(self.ready, 120, "ready")
 
@@ -167,12 +168,8 @@ class Gateway(Child):
         except OSError:
             return False
 
-    def metrics(self) -> dict[str, float]:
-        """/metrics: the series by name and labels as they stand in the text.
-
-        Raises Failed when an event was taken for a repeat: a repeat is answered as accepted, but
-        nothing was done for it. So no run that looks here can count one.
-        """
+    def books(self) -> dict[str, float]:
+        """/metrics: the series by name and labels as they stand in the text. Raises Failed."""
         status, text = self.get("/metrics")
         if status != 200:
             raise Failed(f"/metrics answered {status}")
@@ -180,6 +177,13 @@ class Gateway(Child):
         for line in text.splitlines():
             if match := re.fullmatch(r"([a-z_]+(?:\{.*\})?) (\S+)", line):
                 series[match[1]] = float(match[2])
+        return series
+
+    def metrics(self) -> dict[str, float]:
+        """The same. Raises Failed when an event was taken for a repeat: a repeat is answered as
+        accepted, but nothing was done for it. So no run that looks here can count one.
+        """
+        series = self.books()
         if repeats := series["gateway_events_duplicates_total"]:
             raise Failed(f"{repeats:.0f} events were taken for repeats: each must have a new seq")
         return series

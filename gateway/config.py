@@ -25,18 +25,15 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gateway.errors import ConfigError
+from gateway.mqtt_settings import PASSWORD_FILE_FORBIDDEN_MODE, Broker, MqttConfig
 from gateway.settings import (
-    LATER,
-    PASSWORD_FILE_FORBIDDEN_MODE,
     RECORD_OVERHEAD_BYTES,
     SECTIONS,
     SETTINGS,
     AuthConfig,
-    Broker,
     Config,
     HttpConfig,
     LogConfig,
-    MqttConfig,
     Setting,
 )
 from gateway.topics import topic_problem
@@ -226,9 +223,7 @@ def _known(key: str, where: str, value: Any, problems: list[str]) -> bool:
     """Whether the key exists; otherwise a problem is noted, with the closest right key."""
     if key in SETTINGS:
         return True
-    if key in LATER:
-        reason = f"not available in this version, which has no {LATER[key]}"
-    elif key in SECTIONS:
+    if key in SECTIONS:
         reason = f"is a section; write [{key}] and its keys below"
     else:
         close = _closest(key)
@@ -315,10 +310,18 @@ def _check(config: Config, origin: Mapping[str, str], problems: list[str]) -> No
     if http.body_bytes_max > log.record_bytes_max - RECORD_OVERHEAD_BYTES:
         most = log.record_bytes_max - RECORD_OVERHEAD_BYTES
         wrong("http.body_bytes_max", f"at most {most} with log.capacity_bytes = {capacity}")
+    if http.batch_bytes_max < http.body_bytes_max:
+        wrong("http.batch_bytes_max", f"less than http.body_bytes_max = {http.body_bytes_max}")
+    if http.batches_bytes_max < http.batch_bytes_max:
+        wrong("http.batches_bytes_max", f"less than http.batch_bytes_max = {http.batch_bytes_max}")
     if reason := topic_problem(mqtt.topic):
         wrong("mqtt.topic", reason)
-    if mqtt.client_id is not None and len(mqtt.client_id.encode()) > 128:
-        wrong("mqtt.client_id", "must be at most 128 bytes")
+    if mqtt.client_id is not None:
+        room = 128 - (0 if mqtt.connections == 1 else len(f"-{mqtt.connections - 1}"))
+        if len(mqtt.client_id.encode()) > room:
+            more = "" if room == 128 else f" with mqtt.connections = {mqtt.connections}"
+            wrong("mqtt.client_id", f"must be at most {room} bytes{more}")
+    _check_packs(config, wrong)
     if mqtt.backoff_max_ms < mqtt.backoff_base_ms:
         wrong("mqtt.backoff_max_ms", f"less than mqtt.backoff_base_ms = {mqtt.backoff_base_ms}")
     if mqtt.password is not None and mqtt.password_file is not None:
@@ -338,6 +341,21 @@ def _check(config: Config, origin: Mapping[str, str], problems: list[str]) -> No
         if getattr(mqtt, name) is not None and (broker is None or not broker.tls):
             wrong(f"mqtt.{name}", "is for TLS only: mqtt.url must start with mqtts://")
     _check_files(mqtt, wrong)
+
+
+def _check_packs(config: Config, wrong: Callable[[str, str], None]) -> None:
+    mqtt = config.mqtt
+    if mqtt.mode == "event":
+        for name in ("pack_bytes_max", "pack_linger_ms", "pack_format", "pack_compression"):
+            if getattr(mqtt, name) != SETTINGS[f"mqtt.{name}"].default:
+                wrong(f"mqtt.{name}", 'is for packed messages only: set mqtt.mode = "packed" too')
+        return
+    if mqtt.pack_linger_ms >= config.http.sink_deadline_ms:
+        wrong(
+            "mqtt.pack_linger_ms",
+            f"not below http.sink_deadline_ms = {config.http.sink_deadline_ms}: an event that waits"
+            " so long for company would be answered 504",
+        )
 
 
 def _check_files(mqtt: MqttConfig, wrong: Callable[[str, str], None]) -> None:

@@ -152,9 +152,15 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
     Refusal("body_too_large", 413, "the body is larger than http.body_bytes_max"),
     Refusal("body_timeout", 408, "the body did not arrive within http.body_deadline_ms"),
     Refusal(
-        "unsupported_media_type", 415, "send Content-Type: application/json (charset UTF-8 or none)"
+        "unsupported_media_type",
+        415,
+        "send Content-Type: application/json or application/x-ndjson (charset UTF-8 or none)",
     ),
-    Refusal("unsupported_encoding", 415, "send the body without Content-Encoding"),
+    Refusal(
+        "unsupported_encoding",
+        415,
+        "send the body without Content-Encoding, or with one of gzip and zstd",
+    ),
     Refusal(
         "ack_not_supported",
         400,
@@ -195,7 +201,9 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
     Refusal("bad_request", 400, "HTTP/1.1 requires exactly one Host header"),
     Refusal("empty_batch", 400, "a batch needs at least one event"),
     Refusal(
-        "bad_encoding", 400, "the body is not what Content-Encoding says, or more than one of it"
+        "bad_encoding",
+        400,
+        "the body is not one whole gzip member or zstd frame, as Content-Encoding says",
     ),
     Refusal(
         "overloaded",

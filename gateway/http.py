@@ -3,13 +3,19 @@
 Order of checks (docs/http.md): path and method, framing and size, media type and encoding, ack;
 then compiled code looks at the body. What a door does with the result:
 
-    request ── path, method ──┬─ a page, a receipt ────────── Answer
-                              ├─ wrong ────────────────────── refusal(code)
-                              └─ ingest ── examine(headers) ─┬─ 0, ack ─ body, Ingest.event
-                                                             └─ code ─── refusal(code)
+    request ── path, method ──┬─ a page, a receipt ─────────── Answer
+                              ├─ wrong ─────────────────────── refusal(code)
+                              └─ ingest ── examine(headers) ──┬─ 0, ack ─ body, Ingest.event
+                                                              ├─ BULK ─┐
+                                                              └─ code ─┴─ examine_form(headers)
+    examine_form ─┬─ 0, Form ─ body, gateway.batches
+                  └─ code ──── refusal(code)
     Ingest.event ─┬─ 0 ────── receipt_headers; enqueue: X_ACK, BODY at once; else gateway.waiting
                   ├─ BUSY ─── gateway.waiting
                   └─ code ─── refusal(code)
+
+`examine` is for what nearly every request is, one plain JSON event; whatever else it may be
+(NDJSON, compressed, larger than an event, many devices) is BULK and costs a second look.
 
 A refusal before the body was read either reads the body first, so that the connection stays in
 step, or closes (`must_close`). Constants are built once: an accepted event formats its receipt and
@@ -23,6 +29,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import unquote_plus
 
 from gateway.errors import NUMBER, REFUSALS
+from gateway.inflate import CODINGS
 
 TYPE_JSON: Final = ("content-type", "application/json")
 CLOSE: Final = ("connection", "close")
@@ -46,6 +53,8 @@ class Answer(NamedTuple):
 
 
 INGEST: Final = "/v1/ingest/"
+INGEST_MANY: Final = "/v1/ingest"
+"""Batches whose events name their devices."""
 FIELD_CHARACTERS_MAX: Final = 128
 """The name of an unknown field may be as long as a body; the answer shows its beginning."""
 
@@ -83,15 +92,29 @@ UNSUPPORTED_MEDIA_TYPE: Final = NUMBER["unsupported_media_type"]
 UNSUPPORTED_ENCODING: Final = NUMBER["unsupported_encoding"]
 ACK_NOT_SUPPORTED: Final = NUMBER["ack_not_supported"]
 UNKNOWN_ACK: Final = NUMBER["unknown_ack"]
+SEQ_CONFLICT: Final = NUMBER["seq_conflict"]
+BATCH_TOO_LARGE: Final = NUMBER["batch_too_large"]
 LOG_FULL: Final = NUMBER["log_full"]
 DRAINING: Final = NUMBER["draining"]
 FAILED: Final = NUMBER["failed"]
 ACCEPTED_PENDING: Final = NUMBER["accepted_pending"]
 INTERNAL: Final = NUMBER["internal"]
+OVERLOADED: Final = NUMBER["overloaded"]
 
 _CLOSES: Final = frozenset(
-    {BAD_REQUEST, LENGTH_REQUIRED, BODY_TOO_LARGE, BODY_TIMEOUT, DRAINING, FAILED, INTERNAL}
+    {
+        BAD_REQUEST,
+        LENGTH_REQUIRED,
+        BODY_TOO_LARGE,
+        BATCH_TOO_LARGE,
+        BODY_TIMEOUT,
+        DRAINING,
+        FAILED,
+        INTERNAL,
+    }
 )
+ACCEPT_ENCODING: Final = ("accept-encoding", ", ".join(CODINGS))
+"""Beside 415 for a coding (RFC 9110, 15.5.16)."""
 
 device_id_at: Final = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 """`device_id_at(path, len(INGEST))`: the rest of the path is a device id."""
@@ -109,6 +132,8 @@ def worded(code: int, message: str | None = None) -> Answer:
     headers = [TYPE_JSON]
     if must_close(code):
         headers.append(CLOSE)
+    if code == UNSUPPORTED_ENCODING:
+        headers.append(ACCEPT_ENCODING)
     return Answer(refusal.status, headers, refusal.body(None, message))
 
 
@@ -137,11 +162,16 @@ def refusal(code: int, field: str | None = None, offset: int | None = None) -> A
     answer = _ANSWERS[code]
     if field is None and offset is None:
         return answer
-    if field is not None and len(field) > FIELD_CHARACTERS_MAX:
-        field = field[:FIELD_CHARACTERS_MAX] + "…"
     text = REFUSALS[code]
     message = text.message if offset is None else f"{text.message} (at byte {offset} of the body)"
-    return answer._replace(body=text.body(field, message))
+    return answer._replace(body=text.body(shortened(field), message))
+
+
+def shortened(field: str | None) -> str | None:
+    """The name of a field as an answer shows it."""
+    if field is None or len(field) <= FIELD_CHARACTERS_MAX:
+        return field
+    return field[:FIELD_CHARACTERS_MAX] + "…"
 
 
 @functools.lru_cache(RETRY_FULL_MAX_S)
@@ -186,12 +216,15 @@ def closing(answer: Answer) -> Answer:
 
 
 def route(path: str, method: str) -> int:
-    """What is wrong with a request whose path is no page: a code, or 0 for an event to ingest."""
-    if not path.startswith(INGEST) or len(path) == len(INGEST) or "/" in path[len(INGEST) :]:
+    """What is wrong with a request whose path is no page: a code, or 0 for events to ingest."""
+    many = path == INGEST_MANY
+    if not many and (
+        not path.startswith(INGEST) or len(path) == len(INGEST) or "/" in path[len(INGEST) :]
+    ):
         return NOT_FOUND
     if method != "POST":
         return METHOD_NOT_ALLOWED
-    return 0 if device_id_at(path, len(INGEST)) else BAD_DEVICE_ID
+    return 0 if many or device_id_at(path, len(INGEST)) else BAD_DEVICE_ID
 
 
 class Terms(NamedTuple):
@@ -202,67 +235,137 @@ class Terms(NamedTuple):
     """What is told when nothing is asked for: an index of ACKS."""
     durable: bool = True
     """The log is on something that an fdatasync makes durable."""
+    batch_bytes_max: int = 0
 
 
+class Form(NamedTuple):
+    """How a body is to be taken that is not, or need not be, one plain JSON event."""
+
+    ack: int
+    ndjson: bool = False
+    """One event a line; else JSON: an array of events, or one event."""
+    coding: str | None = None
+    """One of gateway.inflate.CODINGS."""
+    each: bool = False
+    """A batch is to be answered with a receipt for each event."""
+    length: int = 0
+    """Bytes that Content-Length announces."""
+
+
+BULK: Final = -1
+"""`examine`: not a plain JSON event. See `examine_form`."""
+_BULK: Final = (BULK, 0)
 _GOOD: Final = tuple((0, ack) for ack in range(len(ACKS)))
 
 
 def examine(headers: Headers, query: str, terms: Terms) -> tuple[int, int]:
-    """What is wrong with the head of a request to ingest: a code, or 0; and the acknowledgement
-    that it asks for."""
+    """What is wrong with the head of a request to ingest: a code, or 0, or BULK; and the
+    acknowledgement that it asks for."""
     length = headers.get("content-length")
     if length is None or "transfer-encoding" in headers:
         return LENGTH_REQUIRED, 0
     if len(length) > 19 or int(length) > terms.body_bytes_max:
-        return BODY_TOO_LARGE, 0
+        return _BULK
     media_type = headers.get("content-type")
-    if media_type != "application/json" and not is_json(media_type):
-        return UNSUPPORTED_MEDIA_TYPE, 0
-    if "content-encoding" in headers and not is_identity(headers):
-        return UNSUPPORTED_ENCODING, 0
+    if media_type != "application/json" and media(media_type) != JSON:
+        return _BULK
+    if "content-encoding" in headers:
+        return _BULK
     if query or "x-ack" in headers:
-        return examine_ack(headers, query, terms)
+        code, ack, each = examine_ack(headers, query, terms)
+        return _BULK if each else (code, ack)
     return _GOOD[terms.ack]
 
 
-def is_json(media_type: str | None) -> bool:
-    """application/json, without a charset or with UTF-8."""
+_FORM: Final = Form(0)
+
+
+def examine_form(headers: Headers, query: str, terms: Terms, many: bool) -> tuple[int, Form]:
+    """The same for any request to ingest: a code, or 0 and how its body is to be taken. `many`: its
+    path is INGEST_MANY.
+
+    A JSON body may be larger than an event, since it may be a batch: that is known when it is
+    here."""
+    length = headers.get("content-length")
+    if length is None or "transfer-encoding" in headers:
+        return LENGTH_REQUIRED, _FORM
+    kind = media(headers.get("content-type"))
+    if len(length) > 19 or int(length) > terms.batch_bytes_max:
+        return BATCH_TOO_LARGE if many or kind == NDJSON else BODY_TOO_LARGE, _FORM
+    if kind is None:
+        return UNSUPPORTED_MEDIA_TYPE, _FORM
+    coding: str | None = None
+    if "content-encoding" in headers:
+        code, coding = examine_coding(headers)
+        if code:
+            return code, _FORM
+    code, ack, each = examine_ack(headers, query, terms)
+    return code, Form(ack, kind == NDJSON, coding, each, int(length))
+
+
+JSON: Final = "json"
+NDJSON: Final = "ndjson"
+_MEDIA: Final = {
+    "application/json": JSON,
+    "application/x-ndjson": NDJSON,
+    "application/ndjson": NDJSON,
+    "application/jsonl": NDJSON,
+}
+
+
+def media(media_type: str | None) -> str | None:
+    """JSON or NDJSON, None for anything else: without a charset or with UTF-8."""
     if media_type is None:
-        return False
+        return None
     name, *parameters = media_type.split(";")
-    if name.strip().lower() != "application/json":
-        return False
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip().lower() == "charset" and value.strip().strip('"').lower() not in (
             "utf-8",
             "utf8",
         ):
-            return False
-    return True
+            return None
+    return _MEDIA.get(name.strip().lower())
 
 
-def is_identity(headers: Headers) -> bool:
-    """Content-Encoding is there and says that nothing was done to the body."""
-    values = headers.get_all("content-encoding")
-    return bool(values) and all(value.strip().lower() == "identity" for value in values)
+_CODINGS: Final = {"gzip": "gzip", "x-gzip": "gzip", "zstd": "zstd"}
+"""By name; RFC 9110, 8.4.1.3 asks for the second one."""
 
 
-def examine_ack(headers: Headers, query: str, terms: Terms) -> tuple[int, int]:
+def examine_coding(headers: Headers) -> tuple[int, str | None]:
+    """What is wrong with a Content-Encoding, or 0; and the one coding that it names, None when
+    nothing was done to the body."""
+    names = [
+        name.strip().lower()
+        for value in headers.get_all("content-encoding")
+        for name in value.split(",")
+    ]
+    if names and all(name == "identity" for name in names):
+        return 0, None
+    coding = _CODINGS.get(names[0]) if len(names) == 1 else None
+    return (UNSUPPORTED_ENCODING if coding is None else 0), coding
+
+
+def examine_ack(headers: Headers, query: str, terms: Terms) -> tuple[int, int, bool]:
     """Which acknowledgement is asked for: the query's `ack` wins over the header X-Ack, and that
-    over the settings."""
+    over the settings. And whether the query asks for `receipts=each`."""
     asked = set()
-    for part in query.split("&"):
-        key, _, value = part.partition("=")
-        if unquote_plus(key) == "ack":
-            asked.add(unquote_plus(value))
+    each = False
+    if query:
+        for part in query.split("&"):
+            key, _, value = part.partition("=")
+            key = unquote_plus(key)
+            if key == "ack":
+                asked.add(unquote_plus(value))
+            elif key == "receipts":
+                each = unquote_plus(value) == "each"
     if not asked and "x-ack" in headers:
         asked = {value.strip() for value in headers.get_all("x-ack")} or {""}
     if not asked:
-        return _GOOD[terms.ack]
+        return 0, terms.ack, each
     value = asked.pop()
     if asked or value not in ACKS:
-        return UNKNOWN_ACK, 0
+        return UNKNOWN_ACK, 0, each
     if value == "durable" and not terms.durable:
-        return ACK_NOT_SUPPORTED, 0
-    return _GOOD[ACKS.index(value)]
+        return ACK_NOT_SUPPORTED, 0, each
+    return 0, ACKS.index(value), each

@@ -207,6 +207,22 @@ class LogCollector(Collector):
             f"Bytes of the bodies of accepted events. {_COUNTED}",
             self._total("accepted_bytes"),
         )
+        yield _counter(
+            "gateway_batches",
+            f"Batches that could be taken apart, whatever became of their events. {_COUNTED}",
+            self._total("batches"),
+        )
+        yield _counter(
+            "gateway_batch_events",
+            "Events in those batches, as they were sent: also refused ones, repeats, and what stood"
+            f" behind the place where a batch stopped. {_COUNTED}",
+            self._total("batch_events"),
+        )
+        yield _counter(
+            "gateway_inflated_bytes",
+            f"Bytes that compressed bodies became. {_COUNTED}",
+            self._total("inflated_bytes"),
+        )
         yield self._histogram(
             "gateway_request_seconds",
             f"From the start of a request's handling to its verdict, accepted and refused."
@@ -215,7 +231,8 @@ class LogCollector(Collector):
         )
         yield self._histogram(
             "gateway_receipt_to_puback_seconds",
-            f"From the receipt of an event to the broker's acknowledgement. {_COUNTED}",
+            "From the receipt of an event to the broker's acknowledgement; of a packed one, from"
+            f" that of its first event. {_COUNTED}",
             "puback_ns",
         )
         acks = CounterMetricFamily(
@@ -331,14 +348,20 @@ class LogCollector(Collector):
             ("gateway_mqtt_negative_acks", "mqtt_negative_acks", "PUBACKs that refused an event."),
         ):
             yield _counter(name, f"{text} {_COUNTED}", self._total(counter))
+        yield _counter(
+            "gateway_mqtt_throttled_seconds",
+            "Time that something to publish waited for mqtt.publishes_per_second_max or"
+            f" mqtt.bytes_per_second_max, added up over the connections. {_COUNTED}",
+            self._total("mqtt_throttled_ns") / 1e9,
+        )
         yield GaugeMetricFamily(
             "gateway_mqtt_connected",
-            "1 while connected to the broker.",
+            "Connections to the broker that are open, of mqtt.connections.",
             self._total("mqtt_connected"),
         )
         yield GaugeMetricFamily(
             "gateway_mqtt_in_flight",
-            "Events sent and not yet acknowledged.",
+            "Messages sent and not yet acknowledged.",
             self._total("mqtt_in_flight"),
         )
 

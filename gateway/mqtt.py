@@ -148,6 +148,22 @@ class MqttSettings(Protocol):
     @property
     def inflight_max(self) -> int: ...
     @property
+    def connections(self) -> int: ...
+    @property
+    def publishes_per_second_max(self) -> int: ...
+    @property
+    def bytes_per_second_max(self) -> int: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def pack_bytes_max(self) -> int: ...
+    @property
+    def pack_linger_ms(self) -> int: ...
+    @property
+    def pack_format(self) -> str: ...
+    @property
+    def pack_compression(self) -> str: ...
+    @property
     def keep_alive_s(self) -> int: ...
     @property
     def poison_attempts(self) -> int: ...
@@ -398,6 +414,13 @@ def connack_311_packet(return_code: int) -> bytes:
 # ---- the state of the link --------------------------------------------------------------------
 
 
+WORSE: Final = (
+    *("closed", "connected", "draining", "starting", "connecting", "waiting", "held"),
+    *("dead_letters_full", "taken_over", "refused"),
+)
+"""States of a connection, the one that says most of a pool last."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
     """What the publisher is doing, for `/healthz` and other processes."""
@@ -412,6 +435,10 @@ class LinkStatus:
     last_error_unix_s: float = 0.0
     since_unix_s: float = 0.0
     """When `state` began."""
+    client_id: str = ""
+    connections: "tuple[LinkStatus, ...]" = ()
+    """Of a pool: each of its connections. `state` and `last_error` are then those of the one that
+    is worst off."""
 
     @property
     def ok(self) -> bool:
@@ -427,6 +454,17 @@ class LinkStatus:
         if error is not None:
             status = replace(status, last_error=error, last_error_unix_s=now)
         return status
+
+    def pooled(self, parts: "tuple[LinkStatus, ...]") -> "LinkStatus":
+        """The next status of a pool whose connections have `parts` now."""
+        worst = max(parts, key=lambda part: WORSE.index(part.state))
+        said = worst if worst.last_error else max(parts, key=lambda part: part.last_error_unix_s)
+        return replace(
+            self.to(worst.state),
+            last_error=said.last_error,
+            last_error_unix_s=said.last_error_unix_s,
+            connections=parts,
+        )
 
     def write(self, path: Path) -> None:
         """Replace `path` atomically; a reader sees the old or the new one. On a full disk it is
@@ -447,6 +485,8 @@ class LinkStatus:
     def read(path: Path) -> "LinkStatus":
         """The status in `path`; the default one while there is none that can be read."""
         try:
-            return LinkStatus(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
+            status = json.loads(path.read_text())
+            parts = (LinkStatus(**part) for part in status.pop("connections", ()))
+            return LinkStatus(**status, connections=tuple(parts))
+        except (OSError, ValueError, TypeError, AttributeError):
             return LinkStatus()

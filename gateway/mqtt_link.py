@@ -5,8 +5,9 @@
                   │
                   └─ everything else: CONNACK, PINGRESP, DISCONNECT, refusals ──▶ here, or the owner
 
-Deadlines, one timer for all of them, none that polls:
+Deadlines, none that polls:
 - PUBACK: the oldest packet in flight is older than `mqtt.puback_timeout_ms` → lost.
+- Tokens (`gateway.rates`), and packs that linger: the next moment at which something may be sent.
 - Quiet: a connection that carries suspects first proves well (`gateway.retry.Suspects`).
 - Keep-alive (3.1.2.10): PINGREQ when nothing was sent, or nothing came, for the keep-alive;
   nothing at all for 1.5 × keep-alive → lost. TCP_USER_TIMEOUT does the same for bytes that nobody
@@ -23,7 +24,11 @@ from typing import Final, NamedTuple, Protocol, cast
 from gateway import mqtt
 from gateway._mqtt import Packet, ProtocolError, View, Window
 from gateway.mqtt import Connack, MqttSettings, printable
+from gateway.rates import Limits
 from gateway.retry import BLAMES_IN_FLIGHT, BUSY_CONNACKS, LONG_DISCONNECTS, Kind, Lost
+
+AT_ONCE_NS: Final = 1
+"""What `Window.due_ns` says when something may be sent now."""
 
 LATE_S: Final = 0.5
 """A timer this late means the process was stopped: what waits in the socket is read first."""
@@ -60,16 +65,28 @@ class Owner(Protocol):
     def moved(self) -> None:
         """The cursor may have moved."""
 
+    def throttled(self, seconds: float) -> None:
+        """Something to publish waited so long for tokens."""
+
 
 class Link(asyncio.Protocol):
     """One TCP or TLS connection. Hot path: `data_received`, `pump`."""
 
-    def __init__(self, owner: Owner, window: Window, settings: MqttSettings) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        window: Window,
+        settings: MqttSettings,
+        number: int = 0,
+        limits: Limits | None = None,
+    ) -> None:
+        """`number`: which connection of the window it is."""
         loop = asyncio.get_running_loop()
         self._owner = owner
         self._loop = loop
         self._window = window
         self._settings = settings
+        self._number, self._limits = number, limits
         self._feed, self._fill = self._window.feed, self._window.fill
         self._transport: asyncio.Transport | None = None
         self.made = False
@@ -83,11 +100,17 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._quiet: asyncio.TimerHandle | None = None
         self._keep_alive_s = 0.0
+        self._packed = settings.mode == "packed"
         self._puback_timeout_s = settings.puback_timeout_ms / 1000
         self._sent_s = self._received_s = time.monotonic()
         self._pinged = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
+        self._later: asyncio.TimerHandle | None = None
+        """Looks again when there are tokens, or when a pack has lingered."""
+        self._later_s = 0.0
+        self._throttled_s = 0.0
+        """Since when something waits for tokens; 0: nothing does."""
 
     # ---- asyncio calls these ---------------------------------------------------------------
 
@@ -101,7 +124,7 @@ class Link(asyncio.Protocol):
             return
         self._received_s = time.monotonic()
         try:
-            packets = self._feed(data)
+            packets = self._feed(data, self._number)
         except ProtocolError as error:
             self._handle(error.packets)
             self._violated(str(error))
@@ -175,7 +198,7 @@ class Link(asyncio.Protocol):
             return
         sent = False
         while not self._paused:
-            batch = self._fill()
+            batch = self._fill(self._number) if self._limits is None else self._fill_within_limits()
             if batch is None:
                 break
             transport.write(batch)
@@ -184,8 +207,51 @@ class Link(asyncio.Protocol):
             self._sent_s = time.monotonic()
             if self._timer_s > self._sent_s + self._puback_timeout_s:
                 self._arm()
-        if self._window.held:
-            self._owner.check_held(self._window.look())
+        if self._packed:
+            self._linger()
+        if self._window.is_held(self._number):
+            self._owner.check_held(self._window.look(self._number))
+
+    def _fill_within_limits(self) -> bytes | None:
+        assert self._limits is not None
+        now_s = time.monotonic()
+        packets, size_bytes = self._limits.allow(now_s)
+        batch = None
+        if packets and size_bytes:
+            batch = self._fill(self._number, packets, size_bytes)
+        elif (due_ns := self._window.due_ns(self._number)) and due_ns <= now_s * 1e9:
+            self._throttled_s = self._throttled_s or now_s
+            self._look_again(now_s + self._limits.wait_s())
+            return None
+        if self._throttled_s:
+            self._owner.throttled(now_s - self._throttled_s)
+            self._throttled_s = 0.0
+        if batch is not None:
+            self._limits.spend(self._window.filled, len(batch))
+        return batch
+
+    def _linger(self) -> None:
+        if self._paused or self._throttled_s:
+            return  # time is not what it waits for
+        due_ns = self._window.due_ns(self._number)
+        if due_ns > AT_ONCE_NS:
+            self._look_again(due_ns / 1e9)
+
+    def _look_again(self, at_s: float) -> None:
+        """Pump then, CLOCK_MONOTONIC seconds; the earliest wish counts."""
+        if self._later is not None:
+            if self._later_s <= at_s:
+                return
+            self._later.cancel()
+        self._later_s = at_s
+        # + 1 ms: see _arm
+        self._later = self._loop.call_later(
+            max(0.0, at_s - time.monotonic()) + 0.001, self._looked_for
+        )
+
+    def _looked_for(self) -> None:
+        self._later = None
+        self.pump()
 
     def write(self, packet: bytes) -> None:
         """A control packet."""
@@ -272,7 +338,7 @@ class Link(asyncio.Protocol):
     def _next_s(self) -> float | None:
         """The next moment that matters, CLOCK_MONOTONIC seconds."""
         at = []
-        oldest_ns = self._window.look().oldest_sent_ns
+        oldest_ns = self._window.look(self._number).oldest_sent_ns
         if oldest_ns:
             at.append(oldest_ns / 1e9 + self._puback_timeout_s)
         if self._keep_alive_s:
@@ -302,6 +368,9 @@ class Link(asyncio.Protocol):
         if self._quiet is not None:
             self._quiet.cancel()
             self._quiet = None
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
 
     def _tick(self) -> None:
         self._timer = None
@@ -310,7 +379,7 @@ class Link(asyncio.Protocol):
             self._timer_s = now + LATE_S
             self._timer = self._loop.call_later(LATE_S, self._tick)
             return
-        oldest_ns = self._window.look().oldest_sent_ns
+        oldest_ns = self._window.look(self._number).oldest_sent_ns
         if oldest_ns and now >= oldest_ns / 1e9 + self._puback_timeout_s:
             self._lose(
                 Lost(

@@ -2,11 +2,13 @@
 rest.
 
     PUBACK ≥ 0x80, or no PUBLISH can be made of it
-        │ final: the records that hold the window now, together
+        │ final: the records that hold the connection now, together
         ├──▶ one append, one fdatasync (in a thread) ─▶ mark_dead each ─▶ the window passes each
         │       └─ full, or the disk says no: nothing is passed, alarm, try again with backoff
         │ later, perhaps: once nothing is in flight
         └──▶ wait with backoff ─▶ start over from the cursor, one by one up to that record
+        │ a pack of several events: once nothing is in flight
+        └──▶ start over at once, its events one a message: only the guilty one is set aside
 
 A record that is marked in the log already is on file: it is passed, and not written again.
 """
@@ -46,28 +48,64 @@ class Host(Protocol):
         """What can never happen did: end."""
 
 
+class Aside:
+    """Where dead letters go: shared by the connections, one append at a time."""
+
+    def __init__(self, log: Log, sink: int, shelf: Shelf, topic: TopicTemplate) -> None:
+        self._log, self._sink, self._shelf, self._topic = log, sink, shelf, topic
+        self._turn = asyncio.Lock()
+
+    def read(self, lsn: int) -> Record:
+        """A record that the window has read."""
+        record = self._log.read(lsn)
+        assert record is not None, "the window has read it"
+        return record
+
+    def is_dead(self, record: Record) -> bool:
+        """It has a dead letter."""
+        return bool(record.dead >> self._sink & 1)
+
+    def topic(self, record: Record) -> str:
+        """The topic that it has, or would have."""
+        return self._topic.fill(record.device_id)
+
+    async def write(self, letters: Sequence[DeadLetter]) -> int:
+        """How many of the first ones are durable and marked in the log. Raises DeadLettersFull,
+        OSError."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            done = await loop.run_in_executor(None, self._shelf.append, letters)
+        for letter in letters[:done]:
+            self._mark(letter.record)
+        return done
+
+    def _mark(self, record: Record) -> None:
+        if not self._log.mark_dead(self._sink, record.lsn, record.epoch):
+            raise RuntimeError(f"the log does not know the event at lsn {record.lsn} any more")
+
+
 class Refusals:
-    """The records of one sink that hold its window. On the loop's thread."""
+    """The messages of one connection that hold it. On the loop's thread."""
 
     def __init__(
         self,
         host: Host,
         log: Log,
-        sink: int,
         window: Window,
-        shelf: Shelf,
-        topic: TopicTemplate,
+        connection: int,
+        aside: Aside,
         patience: Backoff,
         alarms: Alarms,
     ) -> None:
-        self._host, self._log, self._sink, self._window = host, log, sink, window
-        self._shelf, self._topic, self._patience, self._alarms = shelf, topic, patience, alarms
+        self._host, self._log, self._window, self._connection = host, log, window, connection
+        self._aside, self._patience, self._alarms = aside, patience, alarms
         self._words: dict[int, str] = {}
         """What the broker said of a record, until it has its dead letter."""
         self._task: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self.lsn = -1
+        self._lsn = -1
         """The record that waits, or the last one that did."""
+        self._acks_at_try = -1
 
     # ---- from the connection ---------------------------------------------------------------
 
@@ -90,13 +128,17 @@ class Refusals:
         """The window holds."""
         if self._task is not None or self._retry is not None:
             return
-        refusals = self._window.refusals()
+        refusals = self._own()
         final = [refusal for refusal in refusals if _is_final(refusal)]
         if final:
             self._task = asyncio.get_running_loop().create_task(self._set_aside(final))
             self._task.add_done_callback(self._ended)
             return
         if view.in_flight:  # let the rest come home: a late PUBACK must not meet a new entry
+            return
+        if any(map(_is_to_be_split, refusals)):
+            if self._start_over():  # else what a resumed session is owed goes first
+                asyncio.get_running_loop().call_soon(self._host.passed)
             return
         if refusals:
             lsn = refusals[0].lsn
@@ -105,8 +147,8 @@ class Refusals:
             text = f"the log is corrupt at lsn {lsn}: nothing behind it is published"
             self._alarms.say(logging.ERROR, text, "run: gateway log verify")
             self._host.held("held", text)
-        if lsn != self.lsn:
-            self.lsn = lsn
+        if lsn != self._lsn:
+            self._lsn = lsn
             self._patience.reset()
         self._try_later()
 
@@ -117,6 +159,10 @@ class Refusals:
             self._retry = None
         if self._task is None:
             self._words.clear()
+
+    def over(self, view: View) -> bool:
+        """What was tried again was taken."""
+        return view.acks > self._acks_at_try
 
     async def close(self) -> None:
         """What is being written is marked before the log goes away."""
@@ -138,7 +184,7 @@ class Refusals:
 
     def _event(self, lsn: int) -> str:
         record = self._log.read(lsn)
-        topic = "?" if record is None else self._topic.fill(record.device_id)
+        topic = "?" if record is None else self._aside.topic(record)
         return f"the event at lsn {lsn}, topic {printable(topic)}"
 
     def _try_later(self) -> None:
@@ -148,9 +194,19 @@ class Refusals:
 
     def _try_again(self) -> None:
         self._retry = None
-        if not any(map(_is_final, self._window.refusals())):
-            self._window.start_over()
+        if not any(map(_is_final, self._own())):
+            self._start_over()
         self._host.passed()
+
+    def _start_over(self) -> bool:
+        self._words.clear()
+        self._acks_at_try = self._window.look(self._connection).acks
+        return self._window.start_over(self._connection)
+
+    def _own(self) -> list[Refusal]:
+        return [
+            refusal for refusal in self._window.refusals() if refusal.connection == self._connection
+        ]
 
     # ---- dead letters ----------------------------------------------------------------------
 
@@ -161,9 +217,9 @@ class Refusals:
         for refusal in refusals:
             if together > TOGETHER_BYTES:
                 break  # the rest holds the window still, and is next
-            record = self._read(refusal.lsn)
+            record = self._aside.read(refusal.lsn)
             together += len(record.body)
-            if record.dead >> self._sink & 1:
+            if self._aside.is_dead(record):
                 passed.append(refusal.lsn)
                 continue
             text = self._words.pop(refusal.lsn, "")
@@ -174,7 +230,7 @@ class Refusals:
             letters.append(
                 DeadLetter(
                     record,
-                    self._topic.fill(record.device_id),
+                    self._aside.topic(record),
                     refusal.reason,
                     False,
                     text,
@@ -195,23 +251,22 @@ class Refusals:
 
     async def poison(self, lsn: int, reason: int | None, attempts: int) -> None:
         """Set aside the event that broke connections. Comes back when it is durable."""
-        record = self._read(lsn)
+        record = self._aside.read(lsn)
         letter = DeadLetter(
             record,
-            self._topic.fill(record.device_id),
+            self._aside.topic(record),
             reason,
             True,
             f"the broker closed the connection {attempts} times with this event alone in flight",
             attempts,
         )
-        while not record.dead >> self._sink & 1 and not await self._write([letter]):
+        while not self._aside.is_dead(record) and not await self._write([letter]):
             await asyncio.sleep(self._patience.next_s())
 
     async def _write(self, letters: Sequence[DeadLetter]) -> int:
         """How many of the first ones are durable and marked."""
-        loop = asyncio.get_running_loop()
         try:
-            done = await loop.run_in_executor(None, self._shelf.append, letters)
+            done = await self._aside.write(letters)
         except DeadLettersFull as problem:
             self._cannot(FULL, str(problem))
             return 0
@@ -222,14 +277,8 @@ class Refusals:
                 " and look at the disk",
             )
             return 0
-        for letter in letters[:done]:
-            self._mark(letter.record)
         self._say_set_aside(letters[:done])
         return done
-
-    def _mark(self, record: Record) -> None:
-        if not self._log.mark_dead(self._sink, record.lsn, record.epoch):
-            raise RuntimeError(f"the log does not know the event at lsn {record.lsn} any more")
 
     def _cannot(self, state: str, problem: str) -> None:
         text = f"{self._host.name}: {problem}"
@@ -253,11 +302,6 @@ class Refusals:
                 f"dead letter {reason}",
             )
 
-    def _read(self, lsn: int) -> Record:
-        record = self._log.read(lsn)
-        assert record is not None, "the window has read it"
-        return record
-
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._task = None
         if task.cancelled():
@@ -270,4 +314,12 @@ class Refusals:
 
 
 def _is_final(refusal: Refusal) -> bool:
+    return refusal.events == 1 and _never(refusal)
+
+
+def _is_to_be_split(refusal: Refusal) -> bool:
+    return refusal.events > 1 and _never(refusal)
+
+
+def _never(refusal: Refusal) -> bool:
     return not refusal.by_broker or after_puback(refusal.reason) is Puback.DEAD_LETTER

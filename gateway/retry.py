@@ -124,8 +124,9 @@ class Suspects:
 
     When the broker ends a connection and something was in flight, all of that is suspect: it is
     sent one by one until the cursor has passed it. A suspect gets a strike when the experiment was
-    clean: it was alone in flight, the end came within STRIKE_S of its sending, and the connection
-    had proved well before, by an acknowledgement or by standing QUIET_S with nothing sent.
+    clean: it was alone in flight, in a message of its own (a pack is split before one of its events
+    is blamed), the end came within STRIKE_S of its sending, and the connection had proved well
+    before, by an acknowledgement or by standing QUIET_S with nothing sent.
 
     So a broker that is restarted, or that accepts and closes a hundred times, strikes nobody: it
     would have to fail just between one PUBLISH and its PUBACK, `strikes_max` times, each time with
@@ -154,7 +155,7 @@ class Suspects:
             return None
         self.until_lsn = max(self.until_lsn, view.read_lsn)
         quick = now_ns - view.oldest_sent_ns <= STRIKE_S * 1e9
-        if view.in_flight != 1 or not quick or not proved:
+        if view.in_flight != 1 or view.oldest_events > 1 or not quick or not proved:
             return None
         if view.oldest_lsn != self._lsn:
             self._lsn, self.strikes = view.oldest_lsn, 0

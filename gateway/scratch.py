@@ -13,12 +13,14 @@ broker; publish it again.
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -28,8 +30,9 @@ from gateway import _log
 from gateway._log import Record
 from gateway.dead_letters import DeadLetter
 from gateway.errors import GatewayError
+from gateway.mqtt_settings import MqttConfig
 from gateway.publisher import Publisher
-from gateway.settings import MqttConfig
+from gateway.settings import RECORD_OVERHEAD_BYTES
 
 CAPACITY_BYTES: Final = 8 << 20
 """Room for the largest record (a log takes records up to an eighth of it, at most 1 MiB)."""
@@ -40,6 +43,8 @@ STALLED_S: Final = 30.0
 LOOK_S: Final = 0.01
 CLIENT_ID_BYTES_MAX: Final = 128
 """As `mqtt.client_id`: the limit of AWS IoT Core."""
+BODY_BYTES_MAX: Final = (1 << 20) - RECORD_OVERHEAD_BYTES
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 HAS_TS: Final = 1
 """The flag of a record whose body has a ts of its own (`gw_validator.h`)."""
 
@@ -74,7 +79,15 @@ class Scratch:
         stalled_s: float = STALLED_S,
         capacity_bytes: int = CAPACITY_BYTES,
     ) -> None:
-        self._settings = msgspec.structs.replace(settings, client_id=client_id)
+        # One connection, so that one client id is enough; messages of one event, since a pack would
+        # tell the positions of the temporary log.
+        self._settings = msgspec.structs.replace(
+            settings,
+            client_id=client_id,
+            connections=1,
+            mode="event",
+        )
+        self._packed, self._array = settings.mode == "packed", settings.pack_format == "array"
         self._stalled_s, self._capacity_bytes = stalled_s, capacity_bytes
         self._refused: dict[int, Verdict] = {}
         self._open = contextlib.AsyncExitStack()
@@ -138,10 +151,35 @@ class Scratch:
         return ""
 
     def _append(self, record: Record) -> int:
+        if self._packed:
+            record = as_packed(record, self._array)
         # Without its key: the same event may well come twice, and the topic does not need it.
         return self._appender.append(
             record._replace(seq=None, boot=None, flags=record.flags & HAS_TS)
         )
+
+
+def as_packed(record: Record, array: bool) -> Record:
+    """The record with the payload that it would have alone in a packed message as its body: the
+    same members are put in, with the position that it had. Unchanged when it has no room for them
+    (within some hundred bytes of the largest record)."""
+    rest = record.body.lstrip(b" \t\r\n")[1:]  # behind the opening brace
+    names = json.loads(record.body)
+    put = b"" if "device_id" in names else b'"device_id":"%s",' % record.device_id.encode()
+    put += b'"lsn":%d,' % record.lsn
+    if not record.flags & HAS_TS:
+        put += b'"ts":"%s",' % rfc3339_ms(record.received_at_ns).encode()
+    line = (b"{" + put + rest).translate(_ONE_LINE)
+    body = b"[%s]" % line if array else line + b"\n"
+    if len(body) > BODY_BYTES_MAX:
+        return record
+    return record._replace(body=body, flags=record.flags | HAS_TS)
+
+
+def rfc3339_ms(unix_ns: int) -> str:
+    """UTC, milliseconds, as the publisher writes it."""
+    seconds, rest = divmod(unix_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03d}Z"
 
 
 @contextlib.contextmanager

@@ -6,25 +6,20 @@ Units stand last in a name: `_ms` milliseconds, `_s` seconds, `_bytes` bytes.
 """
 
 import os
-import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, inspect
 
-from gateway.errors import ConfigError
+from gateway.mqtt_settings import MqttConfig
 
 MIB: Final = 1 << 20
 RECORD_OVERHEAD_BYTES: Final = 192
 """The most that a record adds to a body: header 64, device id 64, padding, and what a later
 version may add.
 """
-
-PASSWORD_FILE_FORBIDDEN_MODE: Final = 0o077
 
 _HTTP_BODY_MAX: Final = MIB - RECORD_OVERHEAD_BYTES
 
@@ -50,6 +45,13 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             extra={"default": "the cores this process may use, at most 4"},
         ),
     ] = min(4, len(os.sched_getaffinity(0)))
+    pin_workers: Annotated[
+        bool,
+        Meta(
+            description="Keep each worker on one core, worker after worker. For machines with more"
+            " cores than workers use; on a small one a worker's two busy threads want two cores."
+        ),
+    ] = False
     server: Annotated[
         Literal["granian"],
         Meta(description="HTTP server. robyn, the second door, is not available in this version."),
@@ -59,11 +61,45 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         Meta(
             ge=64,
             le=_HTTP_BODY_MAX,
-            description="Largest body; a larger one is 413. An event is small, and an MQTT message"
-            " of it must fit a broker. It must also fit a record of the log:"
+            description="Largest event, also in a batch; a larger one is refused. An event is"
+            " small, and an MQTT message of it must fit a broker. It must also fit a record of the"
+            " log:"
             " min(log.capacity_bytes / 8, 1 MiB) - 192.",
         ),
     ] = 65536
+    batch_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=64,
+            le=64 * MIB,
+            description="Largest body of a batch, also once it is not compressed any more; a larger"
+            " one is 413. One thread a worker takes them: the largest should cost it some"
+            " milliseconds. Not below http.body_bytes_max.",
+        ),
+    ] = MIB
+    batch_events_max: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="Most events of a batch; more of them are 413."),
+    ] = 10_000
+    batches_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=MIB,
+            le=1 << 40,
+            description="Bytes a worker may hold for batches: what bodies above http.body_bytes_max"
+            " announce while they arrive, and answers that wait for their acknowledgement. Beyond"
+            " it batches are 503 overloaded, single events never. Not below http.batch_bytes_max.",
+        ),
+    ] = 64 * MIB
+    inflate_ratio_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="A compressed body may become so many times larger, once it is above"
+            " 64 KiB; beyond it 413. Events that are alike seldom reach 40.",
+        ),
+    ] = 100
     body_deadline_ms: Annotated[
         int,
         Meta(
@@ -168,192 +204,6 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def record_bytes_max(self) -> int:
         """Largest record in bytes."""
         return min(self.capacity_bytes // 8, MIB)
-
-
-class Broker(NamedTuple):
-    """What `mqtt.url` names."""
-
-    host: str
-    port: int
-    tls: bool
-    embedded: bool
-
-
-def parse_url(url: str, embedded_port: int) -> Broker:
-    """Take `mqtt.url` apart. Raises ValueError with what is wrong."""
-    if url == "embedded":
-        return Broker("127.0.0.1", embedded_port, False, True)
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in ("mqtt", "mqtts"):
-        raise ValueError("write mqtt://HOST[:PORT], mqtts://HOST[:PORT] or embedded")
-    if "@" in rest:
-        raise ValueError("no user in the URL; use mqtt.username and mqtt.password_file")
-    parts = urlsplit("//" + rest.removesuffix("/"))
-    if parts.path or parts.query or parts.fragment or "?" in rest or "#" in rest:
-        raise ValueError("nothing may follow the host and port")
-    host = parts.hostname
-    if not host or not re.fullmatch(r"[A-Za-z0-9._:%-]+", host):
-        raise ValueError("the host is missing or not a name or address")
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if port is None and parts.netloc.endswith(":"):
-        port = 0
-    if port is None:
-        port = 8883 if scheme == "mqtts" else 1883
-    if not 1 <= port <= 65535:
-        raise ValueError("the port must be from 1 to 65535")
-    return Broker(host, port, scheme == "mqtts", False)
-
-
-class MqttConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The broker and how events are published to it."""
-
-    url: Annotated[
-        str | None,
-        Meta(
-            description="mqtt://HOST[:1883], mqtts://HOST[:8883], or embedded: a broker inside the"
-            " gateway, for development only. The broker must speak MQTT 5."
-        ),
-    ] = None
-    embedded_port: Annotated[
-        int, Meta(ge=1, le=65535, description="Port of the embedded broker on 127.0.0.1.")
-    ] = 1883
-    topic: Annotated[
-        str,
-        Meta(
-            description="Topic of each message; {device_id} is replaced. No wildcards, no leading"
-            " $, at most 65535 bytes (the limit of MQTT) when filled."
-        ),
-    ] = "telemetry/{device_id}"
-    client_id: Annotated[
-        str | None,
-        Meta(
-            description="MQTT client id, 1 to 128 bytes (the limit of AWS IoT Core); unset:"
-            " gateway-<log identity>, stable across restarts and unique to a log."
-        ),
-    ] = None
-    username: Annotated[str | None, Meta(description="User name for the broker.")] = None
-    password: Annotated[
-        str | None,
-        Meta(
-            description="Password for the broker; better in password_file.", extra={"secret": True}
-        ),
-    ] = None
-    password_file: Annotated[
-        str | None,
-        Meta(
-            description="File with the password, one line end at its end is not part of it;"
-            " refused when group or others can read it. Read again at each connection."
-        ),
-    ] = None
-    ca_file: Annotated[
-        str | None,
-        Meta(description="PEM file of authorities to trust (mqtts); unset: those of the system."),
-    ] = None
-    cert_file: Annotated[str | None, Meta(description="PEM client certificate (mqtts).")] = None
-    key_file: Annotated[
-        str | None,
-        Meta(description="PEM key of cert_file; refused when everyone can read it."),
-    ] = None
-    alpn: Annotated[
-        str | None,
-        Meta(description="ALPN protocol to offer (mqtts), for brokers that share port 443."),
-    ] = None
-    server_name: Annotated[
-        str | None,
-        Meta(description="Name for SNI and certificate check (mqtts); unset: the host of url."),
-    ] = None
-    poison_attempts: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=100,
-            description="An event that was alone in flight when the broker closed the connection so"
-            " many times is dead-lettered.",
-        ),
-    ] = 3
-    inflight_max: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=65535,
-            description="Messages sent and not yet acknowledged; MQTT has 65535 packet ids. The"
-            " broker's Receive Maximum also holds.",
-        ),
-    ] = 1000
-    keep_alive_s: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=65535,
-            description="MQTT keep-alive; a dead connection is found within 1.5 times this. 0"
-            " would never find it.",
-        ),
-    ] = 30
-    puback_timeout_ms: Annotated[
-        int,
-        Meta(
-            ge=100,
-            le=3_600_000,
-            description="Longest wait for an acknowledgement; then the connection is dropped and"
-            " events are published again.",
-        ),
-    ] = 10_000
-    connect_timeout_ms: Annotated[
-        int,
-        Meta(
-            ge=100,
-            le=600_000,
-            description="Time for TCP, TLS and CONNACK together; a broker that takes longer is"
-            " treated as away.",
-        ),
-    ] = 10_000
-    backoff_base_ms: Annotated[
-        int,
-        Meta(
-            ge=10,
-            le=600_000,
-            description="Upper bound of the first random wait before a reconnect; doubles up to"
-            " backoff_max_ms.",
-        ),
-    ] = 200
-    backoff_max_ms: Annotated[
-        int,
-        Meta(
-            ge=10,
-            le=3_600_000,
-            description="Largest upper bound of that wait: how late a broker's return may be"
-            " noticed.",
-        ),
-    ] = 30_000
-
-    @property
-    def broker(self) -> Broker | None:
-        """`url` taken apart; None when there is none."""
-        return None if self.url is None else parse_url(self.url, self.embedded_port)
-
-    def read_password(self) -> bytes | None:
-        """The password from `password` or `password_file`. Raises ConfigError when the file cannot
-        be used.
-        """
-        if self.password_file is None:
-            return None if self.password is None else self.password.encode()
-        try:
-            with open(self.password_file, "rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                if mode & PASSWORD_FILE_FORBIDDEN_MODE:
-                    raise ConfigError(
-                        f"mqtt.password_file: {self.password_file} has mode {mode:04o}, so others"
-                        f" can read it; chmod 600 {self.password_file}"
-                    )
-                data = file.read(65536)
-        except OSError as error:
-            raise ConfigError(
-                f"mqtt.password_file: {self.password_file}: {error.strerror}"
-            ) from None
-        return data.removesuffix(b"\n").removesuffix(b"\r")
 
 
 class DeadLettersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -491,9 +341,3 @@ SECTIONS: Final[dict[str, str]] = {
     section.name: section.type.__doc__ for section in msgspec.structs.fields(Config)
 }
 """What each section is about."""
-
-LATER: Final[dict[str, str]] = {
-    "http.batch_bytes_max": "batches",
-    "http.batch_events_max": "batches",
-}
-"""Settings of later versions, and what they belong to."""

@@ -7,6 +7,7 @@ pages:
     door ── device id, body ──▶ App.ingest.event (compiled: validate, claim, copy, commit)
          ── code ─────────────▶ App.refuse, App.refused   say why (and count)
          ── accepted ─────────▶ App.waiting   who asked for more than `enqueue`
+         ── any other body ───▶ App.batches   many events, or one that is compressed
          ── path ─────────────▶ App.page      /readyz /healthz /metrics /v1/receipts/...
 
 There is no `gateway/ingest.py` between: `gateway._log.Ingest` already takes a device id and a body
@@ -29,6 +30,7 @@ from typing import Final
 import msgspec
 
 from gateway import _log, http, metrics
+from gateway.batches import Batches
 from gateway.errors import REFUSALS, ConfigError
 from gateway.http import Answer
 from gateway.logs import Seldom
@@ -86,7 +88,10 @@ class App:
                 f" {launch.config.log.directory} is; use enqueue or sink, or move the log to a disk"
             )
         self.terms: Final = http.Terms(
-            limits.body_bytes_max, http.ACKS.index(limits.ack), memory is None
+            limits.body_bytes_max,
+            http.ACKS.index(limits.ack),
+            memory is None,
+            limits.batch_bytes_max,
         )
         self.waiting: Final = Waiting(
             log,
@@ -95,6 +100,9 @@ class App:
             limits.sink_deadline_ms,
             self.refused,
             self.refuse,
+        )
+        self.batches: Final = Batches(
+            log, launch.index, self.ingest, self.waiting, limits, self.refuse, self.shed
         )
         self.draining = False
         """Set by the door when its process is told to end: /readyz says so even before the log's
@@ -111,7 +119,17 @@ class App:
         self._limits: Final = {
             code: http.worded(code, f"{REFUSALS[code].message} = {limit}")
             for code, limit in (
-                (http.BODY_TOO_LARGE, limits.body_bytes_max),
+                (
+                    http.BODY_TOO_LARGE,
+                    f"{limits.body_bytes_max} (a batch: http.batch_bytes_max ="
+                    f" {limits.batch_bytes_max}; compressed: http.inflate_ratio_max ="
+                    f" {limits.inflate_ratio_max})",
+                ),
+                (
+                    http.BATCH_TOO_LARGE,
+                    f"{limits.batch_bytes_max} and {limits.batch_events_max} (compressed:"
+                    f" http.inflate_ratio_max = {limits.inflate_ratio_max})",
+                ),
                 (http.BODY_TIMEOUT, limits.body_deadline_ms),
             )
         }
@@ -136,6 +154,14 @@ class App:
         if code == http.LOG_FULL:
             return self._say_full()
         return http.refusal(self._why(code), ingest.field, ingest.offset)
+
+    def shed(self, code: int) -> tuple[int, Answer]:
+        """Why the log takes nothing more, by the code at which `ingest.batch` stopped and which it
+        has counted; and the answer to a single event."""
+        if code == http.LOG_FULL:
+            return code, self._say_full()
+        code = http.INTERNAL if code == http.FAILED else self._why(code)  # as in `refused`
+        return code, http.refusal(code)
 
     def refuse(self, code: int, started_ns: int) -> Answer:
         """Count and answer a refusal that the door decided."""
@@ -217,9 +243,10 @@ class App:
         room = int(log.capacity_bytes * self.config.log.high_water) - used
         largest = self.config.http.body_bytes_max + RECORD_OVERHEAD_BYTES
         sync_s = metrics.sync_running_s(log)
-        connected = log.counter_total(_log.COUNTERS["mqtt_connected"]) > 0
+        up, of = log.counter_total(_log.COUNTERS["mqtt_connected"]), self.config.mqtt.connections
+        connected = up >= of
         link = self._link()
-        if not connected and link.get("state") in LINK_UP:
+        if not up and link.get("state") in LINK_UP:
             link["state"] = "starting"  # who wrote that is gone
         problems = [
             text
@@ -227,7 +254,8 @@ class App:
                 (state != _log.RUNNING, f"the log is {metrics.STATES[state]}"),
                 (log.full or room < largest, self._why_full(used, room < largest)),
                 (sync_s > SYNC_SLOW_S, f"an fdatasync has been running for {sync_s:.1f} s"),
-                (not connected, _NOT_CONNECTED.get(str(link.get("state")), _AWAY)),
+                (not up, _NOT_CONNECTED.get(str(link.get("state")), _AWAY)),
+                (0 < up < of, f"{up} of {of} connections to the broker are up (mqtt.connections)"),
                 (
                     link.get("state") == "held",
                     "publishing is held: an event is refused for now, or the disk takes no dead"
@@ -306,9 +334,9 @@ class App:
             status = msgspec.json.decode(self._status_path.read_bytes(), type=dict[str, object])
         except (OSError, msgspec.DecodeError):
             return {}
-        return {
-            key: status.get(key) for key in ("broker", "state", "last_error", "last_error_unix_s")
-        }
+        keys = ["broker", "state", "last_error", "last_error_unix_s"]
+        keys += ["connections"] if status.get("connections") else []
+        return {key: status.get(key) for key in keys}
 
     def _metrics(self, accept: str | None) -> Answer:
         content_type, body = self._exposition.render(accept)
@@ -328,6 +356,17 @@ def in_memory(fd: int) -> str | None:
     return _IN_MEMORY.get(int.from_bytes(buffer.raw[:size], sys.byteorder) & 0xFFFFFFFF)
 
 
+def pin(index: int) -> int:
+    """Keep this process on one core of those that it may use, the next one for the next worker.
+    Returns which. Before other threads start: they inherit it."""
+    cores = sorted(os.sched_getaffinity(0))
+    core = cores[index % len(cores)]
+    os.sched_setaffinity(0, {core})
+    return core
+
+
 def build(launch: Launch) -> App:
     """The app of the process that `launch` describes."""
+    if launch.config.http.pin_workers:
+        pin(launch.index)
     return App(_log.Log.attach(launch.lock_fd, launch.shared_fd), launch)

@@ -21,6 +21,7 @@ SOURCES = {
         "log.c",
         ("gw_crc32c.c", "gw_log*.c", "gw_ingest.c", "gw_batch.c", "gw_validator*.c"),
     ),
+    "_waiting": ("waiting.c", ("gw_crc32c.c", "gw_log*.c", "gw_waiting.c")),
     "_mqtt": ("mqtt.c", ("gw_crc32c.c", "gw_log*.c", "gw_mqtt*.c")),
 }
 

@@ -138,26 +138,52 @@ def build(test: Path, mode_name: str, instead: Mapping[str, str] | None = None) 
     return _make(path, [mode.compiler, *FLAGS, *mode.flags, *objects])
 
 
-def extension(instead: Mapping[str, str]) -> ModuleType:
-    """Another `gateway._log`, built with other texts for sources; the real one is left alone."""
+EXTENSIONS = {
+    "_log": (
+        "log.pyx",
+        ("gw_crc32c.c", "gw_log*.c", "gw_ingest.c", "gw_batch.c", "gw_validator*.c"),
+    ),
+    "_waiting": ("waiting.pyx", ("gw_crc32c.c", "gw_log*.c", "gw_waiting.c")),
+}
+PART = Mode("gcc", ("-O1", "-fPIC", "-fvisibility=hidden"))
+
+
+def extension(instead: Mapping[str, str], name: str = "_log") -> ModuleType:
+    """Another `gateway.<name>`, built with other texts for sources; the real one is left alone."""
     include = f"-I{sysconfig.get_path('include')}"
-    part = Mode("gcc", ("-O1", "-fPIC", "-fvisibility=hidden"))
     binding = Mode("gcc", ("-O0", "-fPIC", "-fvisibility=hidden", "-w", include))
-    pyx = NATIVE / "log.pyx"
-    pyx_digest = _digest(pyx.read_bytes(), (NATIVE / "ingest.pxi").read_bytes())
-    generated = CACHE / "cython" / pyx_digest / "log.c"
-    cython = [sys.executable, "-m", "cython", "-3", "--module-name", "gateway._log"]
+    source, patterns = EXTENSIONS[name]
+    pyx = _patched(NATIVE / source, instead)
+    parts = [path.read_bytes() for path in sorted(NATIVE.glob("*.px[di]"))]
+    generated = CACHE / "cython" / _digest(pyx.read_bytes(), *parts) / pyx.with_suffix(".c").name
+    cython = [
+        sys.executable,
+        "-m",
+        "cython",
+        "-3",
+        "-I",
+        NATIVE,
+        "--module-name",
+        f"gateway.{name}",
+    ]
     objects = [_object(_make(generated, [*cython, pyx]), binding)]
-    for pattern in ("gw_crc32c.c", "gw_log*.c", "gw_ingest.c", "gw_batch.c", "gw_validator*.c"):
-        objects += [_object(_patched(path, instead), part) for path in sorted(NATIVE.glob(pattern))]
-    path = CACHE / "extension" / f"_log-{_digest(*map(str, objects))}.so"
+    for pattern in patterns:
+        objects += [_object(_patched(path, instead), PART) for path in sorted(NATIVE.glob(pattern))]
+    path = CACHE / "extension" / f"{name}-{_digest(*map(str, objects))}.so"
     _make(path, ["gcc", "-shared", "-pthread", *objects])
-    loader = ExtensionFileLoader("gateway._log", str(path))
-    spec = spec_from_file_location("gateway._log", path, loader=loader)
+    loader = ExtensionFileLoader(f"gateway.{name}", str(path))
+    spec = spec_from_file_location(f"gateway.{name}", path, loader=loader)
     assert spec
     module = module_from_spec(spec)
     loader.exec_module(module)
     return module
+
+
+def library(test: Path) -> Path:
+    """A C test as a shared object, for ctypes."""
+    objects = [_object(source, PART) for source in sources_of(test)]
+    path = CACHE / "library" / f"{test.stem}-{_digest(*map(str, objects))}.so"
+    return _make(path, ["gcc", "-shared", "-pthread", *objects])
 
 
 def run(

@@ -17,8 +17,8 @@ import uvloop
 
 from gateway import _log
 from gateway.dead_letters import DeadLetter, Shelf
+from gateway.mqtt_settings import MqttConfig
 from gateway.publisher import Publisher
-from gateway.settings import MqttConfig
 from tests.brokers import Peer, Publish, ScriptedBroker
 
 Script = Callable[[Peer], Awaitable[None]]

@@ -22,7 +22,8 @@ import pytest
 from gateway import _log, http
 from gateway.errors import Exit
 from tests.ack_site import Site, event, with_fail_points
-from tests.gateway_process import ROOT, is_alive, stat_fields, wait_for
+from tests.gateway_process import is_alive, stat_fields, wait_for
+from tests.mutant_gateway import Native, package
 from tests.raw_http import Answer, Client, request
 
 WAIT_S = 0.25
@@ -250,28 +251,20 @@ def test_sink_of_an_event_that_the_broker_refuses_for_good(tmp_path: Path) -> No
 # ---- controls: a door that answers too early must fail the tests above ---------------------------
 
 
-def early(place: str, folder: Path) -> Path:
-    """The package with a waiter that does not wait."""
-    package = folder / "gateway"
-    package.mkdir(parents=True)
-    for path in (ROOT / "gateway").iterdir():
-        if path.name == "waiting.py":
-            text = path.read_text()
-            assert text.count(place) == 1
-            (package / path.name).write_text(text.replace(place, place.split("(")[0] + "(NEVER)"))
-        elif path.name != "__pycache__":
-            (package / path.name).symlink_to(path)
-    return folder
+def early(position: str, folder: Path) -> Path:
+    """The package with a waiting room that takes a position for passed."""
+    edits = [(f"{position}(room->log)", "UINT64_MAX")]
+    return package(folder, native={"_waiting": Native({"gw_waiting.c": edits})})
 
 
 def test_a_door_that_answers_durable_at_once_is_found(tmp_path: Path) -> None:
-    root = early("self._durable.due(durable)", tmp_path / "mutant")
+    root = early("gw_log_durable", tmp_path / "mutant")
     with Site(tmp_path / "site", root=root) as site:
         assert not durable_waits_for_the_disk(site)
 
 
 def test_a_door_that_answers_sink_at_once_is_found(tmp_path: Path) -> None:
-    root = early("self._sink.due(sinks)", tmp_path / "mutant")
+    root = early("gw_log_least_cursor", tmp_path / "mutant")
     with Site(tmp_path / "site", root=root) as site:
         assert not sink_waits_for_the_puback(site)
 

@@ -145,6 +145,7 @@ def test_a_failure_makes_the_exit_code_1() -> None:
 def test_results_have_null_where_there_is_no_figure() -> None:
     rows = [measured("a", 2.0, 0.5), Row("b", "failed", None, "why"), Row("c", "void", None, "so")]
     results = json.loads(json.dumps(harness.as_results(rows)))
+    assert harness.as_rows(results) == rows
     assert results["a"] == {"value": 2.0, "unit": "x", "reference": 1.0, "ratio": 0.5}
     assert results["b"]["value"] is None
     assert results["b"]["failed"] == "why"
@@ -220,6 +221,13 @@ def test_only_takes_the_beginning_of_a_name() -> None:
     assert [each.names for each in chosen] == [("latency_ms_p50", "latency_ms_p99")]
 
 
+def test_a_quick_run_leaves_out_what_is_not_for_it() -> None:
+    every = [benchmark(None, "a"), Benchmark({"b": "nothing"}, lambda _: {}, quick=False)]
+    assert command.select(every, None, quick=True) == every[:1]
+    assert command.select(every, None) == every
+    assert command.select(every, ["b"], quick=True) == every[1:]
+
+
 def test_only_prefers_the_row_that_is_called_so() -> None:
     chosen = command.select(command.benchmarks(), ["publisher_vs_raw_socket"])
     assert [each.names for each in chosen] == [("publisher_vs_raw_socket",)]
@@ -263,6 +271,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     daemon_threads = True
     request_queue_size = 128
+    answer = b""
 
     def __init__(self, refuse_every: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), Connection)
@@ -271,6 +280,9 @@ class Server(socketserver.ThreadingTCPServer):
         self.targets: set[bytes] = set()
         self.refuse_every = refuse_every
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,))
+
+    def pause(self) -> None:
+        """Before each answer."""
 
     def __enter__(self) -> "Server":
         self._thread.start()
@@ -298,7 +310,9 @@ class Connection(socketserver.StreamRequestHandler):
                 refused = server.refuse_every and len(server.bodies) % server.refuse_every == 0
                 good = b"200 OK" if target.endswith(b"?ack=sink") else b"202 Accepted"
                 status = b"503 No" if refused else good
-                self.wfile.write(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % status)
+                server.pause()
+                head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(server.answer))
+                self.wfile.write(head + server.answer)
 
 
 def test_wrk_sends_valid_events_and_never_a_seq_twice(tmp_path: Path) -> None:
@@ -467,4 +481,5 @@ def test_a_packet_stream_is_cut_the_same_wherever_it_is_split() -> None:
 
 def test_the_peers_in_c_compile_without_warnings(tmp_path: Path) -> None:
     assert compiled.executable("raw_publish", tmp_path).exists()
+    assert compiled.executable("fleet", tmp_path, compiled.CLIENTS).exists()
     assert compiled.module("empty_call", tmp_path).event("d", b"{}", 1) == 0

@@ -32,14 +32,14 @@ def build_that_skips(ordinal: int, folder: Path) -> Path:
         if not path.name.startswith(("_mqtt.c", "__pycache__")):
             (package / path.name).symlink_to(path)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    log = sorted(path.stem for path in (ROOT / "_native").glob("gw_log*.c"))
-    sources = ["gw_mqtt", "gw_crc32c", *log]
+    patterns = ("gw_mqtt*.c", "gw_crc32c.c", "gw_log*.c")
+    sources = sorted(path for pattern in patterns for path in (ROOT / "_native").glob(pattern))
     subprocess.run(
         [
             *("gcc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-w", "-D_GNU_SOURCE"),
             *("-I_native", f"-I{sysconfig.get_path('include')}", f"-DGW_MUTANT_SKIP={ordinal}"),
             "build/cython/_native/mqtt.c",
-            *(f"_native/{name}.c" for name in sources),
+            *sources,
             *("-o", package / f"_mqtt{suffix}"),
         ],
         cwd=ROOT,

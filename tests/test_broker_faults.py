@@ -545,7 +545,7 @@ def test_a_broker_that_takes_nothing_is_not_asked_faster_and_faster(source: Sour
 
     async def check(publisher: Publisher, broker: ScriptedBroker) -> None:
         await until(lambda: len(source.letters) == 3)
-        assert publisher._backoff.attempts >= 4
+        assert publisher.connections[0].backoff.attempts >= 4
 
     options = {"draw": lambda: 0.0, "quiet_s": 0.01}
     scripted(source, script, check, options, poison_attempts=2)
@@ -791,18 +791,21 @@ def test_limits_of_the_broker_are_obeyed(
 def test_a_hundred_closes_do_not_reset_the_backoff(source: Source, case: str) -> None:
     source.add(10)
     draws: list[float] = []
+    looked = asyncio.Event()
 
     async def script(peer: Peer) -> None:
         await peer.accept()
         if peer.number < int(case):
             peer.close()
         else:
+            await looked.wait()
             await peer.acknowledge_all()
 
     async def check(publisher: Publisher, broker: ScriptedBroker) -> None:
-        await until(lambda: len(broker.peers) == int(case), 15)
-        assert publisher._backoff.attempts == int(case)
+        await until(lambda: len(broker.peers) > int(case), 15)
+        assert publisher.connections[0].backoff.attempts == int(case)
         assert source.published == 0
+        looked.set()
         await drained(publisher, broker)
 
     def draw() -> float:
@@ -952,4 +955,4 @@ def test_strikes_are_for_the_same_event_only() -> None:
 def _view(in_flight: int, oldest_lsn: int, read_lsn: int) -> Any:
     from gateway._mqtt import View
 
-    return View(0, 0, 0, 0, read_lsn, in_flight, in_flight, 0, 0, 0, oldest_lsn, 0)
+    return View(0, 0, 0, 0, read_lsn, in_flight, in_flight, 0, 0, 0, oldest_lsn, 0, 1)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Config, ConfigError, Loaded, effective, example, load
-from gateway.settings import LATER, SETTINGS, Setting, parse_url
+from gateway.mqtt_settings import parse_url
+from gateway.settings import SETTINGS, Setting
 
 ROOT = Path(__file__).parent.parent
 NUMBERS = [setting for setting in SETTINGS.values() if setting.kind == "int"]
@@ -88,7 +89,7 @@ def test_each_setting_can_come_from_the_environment(setting: Setting, tmp_path: 
     needs = {
         "mqtt.cert_file": {"GATEWAY_MQTT_KEY_FILE": str(secret)},
         "mqtt.key_file": {"GATEWAY_MQTT_CERT_FILE": str(secret)},
-    }.get(setting.key, {})
+    }.get(setting.key, {"GATEWAY_MQTT_MODE": "packed"} if "pack_" in setting.name else {})
     text = {
         "http.host": "::1",
         "log.capacity_bytes": "64 MiB",
@@ -98,7 +99,7 @@ def test_each_setting_can_come_from_the_environment(setting: Setting, tmp_path: 
     if text is None and setting.name.endswith("_file"):
         text = str(secret)
     elif text is None and setting.kind == "int":
-        text = str(setting.default - 1 or 1)
+        text = str(max(setting.default - 1, 1))
     elif text is None and setting.kind == "number":
         text = str(setting.default - 0.01)
     elif text is None and setting.choices:
@@ -173,11 +174,6 @@ def test_a_misspelt_port_is_no_service_link(variable: str, meant: str) -> None:
 
 def test_a_service_link_in_the_place_of_a_setting_is_explained() -> None:
     assert "enableServiceLinks" in problem(GATEWAY_HTTP_PORT="tcp://10.0.0.1:8000")
-
-
-@pytest.mark.parametrize("key", LATER)
-def test_settings_of_later_versions_are_refused(key: str) -> None:
-    assert "not available in this version" in problem(f"{key}=1")
 
 
 def test_values_of_later_versions_are_refused() -> None:
@@ -262,8 +258,11 @@ def test_any_text_for_a_setting_is_read_or_refused(key: str, text: str) -> None:
 def test_a_number_is_accepted_at_its_limits(setting: Setting) -> None:
     with_it = {
         "http.body_bytes_max": ["log.capacity_bytes=8 MiB"],
+        "http.batch_bytes_max": ["http.body_bytes_max=64"],
         "mqtt.backoff_base_ms": ["mqtt.backoff_max_ms=3600000"],
         "mqtt.backoff_max_ms": ["mqtt.backoff_base_ms=10"],
+        "mqtt.pack_bytes_max": ["mqtt.mode=packed"],
+        "mqtt.pack_linger_ms": ["mqtt.mode=packed"],
     }.get(setting.key, [])
     for limit in (setting.low, setting.high):
         assert value(read(*with_it, f"{setting.key}={limit}"), setting.key) == limit
@@ -277,11 +276,46 @@ def test_a_number_is_refused_one_past_its_limits(setting: Setting) -> None:
         assert f"from {setting.low} to {setting.high}" in problem(f"{setting.key}={number}")
 
 
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (
+            ["pack_compression=zstd"],
+            'mqtt.pack_compression: is for packed messages only: set mqtt.mode = "packed"',
+        ),
+        (["pack_bytes_max=5120"], "mqtt.pack_bytes_max: is for packed messages only"),
+        (
+            ["mode=packed", "pack_linger_ms=5000", "http.sink_deadline_ms=5000"],
+            "mqtt.pack_linger_ms: not below http.sink_deadline_ms = 5000",
+        ),
+        (["client_id=" + "x" * 129], "mqtt.client_id: must be at most 128 bytes (from"),
+        (
+            ["client_id=" + "x" * 127, "connections=2"],
+            "at most 126 bytes with mqtt.connections = 2",
+        ),
+        (
+            ["client_id=" + "x" * 126, "connections=11"],
+            "at most 125 bytes with mqtt.connections = 11",
+        ),
+        (["connections=0"], "mqtt.connections: must be an integer from 1 to 64"),
+        (["mode=packet"], "mqtt.mode: must be event or packed"),
+    ],
+)
+def test_pool_and_packs_that_cannot_work_are_refused(sets: list[str], says: str) -> None:
+    assert says in problem(*(text if "." in text else f"mqtt.{text}" for text in sets))
+
+
+def test_a_pool_of_the_longest_client_id_is_accepted() -> None:
+    read("mqtt.client_id=" + "x" * 126, "mqtt.connections=10")
+
+
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.key)
 def test_a_number_has_a_unit_in_its_name(setting: Setting) -> None:
-    counts = {"workers", "inflight_max", "poison_attempts", "files_max"}
-    plain = {"port", "embedded_port", *counts}
-    assert setting.name in plain or setting.name.endswith(("_ms", "_s", "_bytes", "_bytes_max"))
+    counts = {"workers", "connections", "inflight_max", "poison_attempts", "files_max"}
+    plain = {"port", "embedded_port", "inflate_ratio_max", "batch_events_max", *counts}
+    assert setting.name in plain or setting.name.endswith(
+        ("_ms", "_s", "_bytes", "_bytes_max", "_per_second_max")
+    )
 
 
 SHARES = [setting for setting in SETTINGS.values() if setting.kind == "number"]
@@ -303,6 +337,14 @@ def test_the_whole_log_may_be_used(toml: Path) -> None:
     toml.write_text("[log]\nhigh_water = 1\nlow_water = 1.0\n")
     log = read(path=toml).config.log
     assert (log.high_water, log.low_water) == (1, 1)
+
+
+def test_limits_of_batches_hold_what_is_in_them() -> None:
+    small = "http.body_bytes_max=100", "http.batch_bytes_max=100", "http.batches_bytes_max=1 MiB"
+    read(*small)
+    assert "less than http.body_bytes_max = 101" in problem(*small, "http.body_bytes_max=101")
+    one_more = "http.batch_bytes_max=1048577"
+    assert "less than http.batch_bytes_max = 1048577" in problem(*small, one_more)
 
 
 def test_low_water_above_high_water_is_refused() -> None:

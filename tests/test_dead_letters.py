@@ -394,7 +394,7 @@ def steps_of_a_dead_letter(source: Source, monkeypatch: pytest.MonkeyPatch) -> l
     shelf = source.shelf = shelf_in(Path(str(source.log.path)).parent)
     source.add(2)
     steps: list[str] = []
-    write, sync, mark = os.write, os.fdatasync, refusals.Refusals._mark
+    write, sync, mark = os.write, os.fdatasync, refusals.Aside._mark
 
     def passed() -> bool:
         return source.log.cursor(0).dead_lettered > 0
@@ -407,13 +407,13 @@ def steps_of_a_dead_letter(source: Source, monkeypatch: pytest.MonkeyPatch) -> l
         sync(fd)
         steps.append(f"fdatasync, passed {passed()}")
 
-    def seen_mark(self: refusals.Refusals, record: _log.Record) -> None:
+    def seen_mark(self: refusals.Aside, record: _log.Record) -> None:
         steps.append(f"mark, on file {len(kept(shelf.folder))}, passed {passed()}")
         mark(self, record)
 
     monkeypatch.setattr(dead_letters.os, "write", seen_write)
     monkeypatch.setattr(dead_letters.os, "fdatasync", seen_sync)
-    monkeypatch.setattr(refusals.Refusals, "_mark", seen_mark)
+    monkeypatch.setattr(refusals.Aside, "_mark", seen_mark)
     scripted(source, refuse_odd, drained)
     return steps
 
@@ -508,7 +508,7 @@ def victim(lock_fd: int, shared_fd: int, folder: str, port: int, step: str) -> N
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    write, sync, mark = os.write, os.fdatasync, refusals.Refusals._mark
+    write, sync, mark = os.write, os.fdatasync, refusals.Aside._mark
 
     def write_half(fd: int, data: memoryview) -> int:
         done = write(fd, data[: len(data) - 30])
@@ -519,7 +519,7 @@ def victim(lock_fd: int, shared_fd: int, folder: str, port: int, step: str) -> N
         sync(fd)
         die()
 
-    def mark_then_die(self: refusals.Refusals, record: _log.Record) -> None:
+    def mark_then_die(self: refusals.Aside, record: _log.Record) -> None:
         mark(self, record)
         die()
 
@@ -530,14 +530,14 @@ def victim(lock_fd: int, shared_fd: int, folder: str, port: int, step: str) -> N
     elif step == "synced":
         dead_letters.os.fdatasync = sync_then_die  # type: ignore[assignment]
     elif step == "marked one":
-        refusals.Refusals._mark = mark_then_die  # type: ignore[method-assign]
+        refusals.Aside._mark = mark_then_die  # type: ignore[method-assign]
     elif step == "marked all":
         refusals.Refusals._say_set_aside = die  # type: ignore[method-assign]
 
     async def main() -> None:
         publisher = Publisher(log, 0, settings(port), shelf, quiet_s=0.05)
         if step == "passed":
-            publisher.passed = die  # type: ignore[method-assign]
+            publisher.connections[0].passed = die  # type: ignore[method-assign]
         task = asyncio.create_task(publisher.run())
         assert await publisher.drain(10), publisher.status
         await publisher.close()

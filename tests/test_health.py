@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway import _log, http, process, worker
 from gateway.config import Config, HttpConfig, LogConfig
 from gateway.errors import ConfigError
+from gateway.mqtt import LinkStatus
 from gateway.settings import MIB
 from tests.gateway_process import EVENT, wait_for
 
@@ -271,3 +273,22 @@ def test_durable_is_refused_where_it_means_nothing() -> None:
     headers["x-ack"] = "durable"
     assert http.examine(headers, "", terms)[0] == http.ACK_NOT_SUPPORTED
     assert http.examine(headers, "ack=enqueue", terms) == (0, http.ENQUEUE)
+
+
+def test_a_pool_says_how_many_of_its_connections_are_up(site: Worker) -> None:
+    mqtt = msgspec.structs.replace(site.app.config.mqtt, connections=4)
+    site.app.config = msgspec.structs.replace(site.app.config, mqtt=mqtt)
+    parts = tuple(
+        LinkStatus(client_id=f"gw-{n}").to("refused" if n == 2 else "connected", f"error {n}")
+        for n in range(4)
+    )
+    LinkStatus(broker="mqtt://b:1").pooled(parts).write(site.folder / "mqtt-status.json")
+    site.count("mqtt_connected", 3)
+    assert site.problems == "3 of 4 connections to the broker are up (mqtt.connections)"
+    said = site.health()["mqtt"]
+    assert (said["connected"], said["state"], said["last_error"]) == (False, "refused", "error 2")
+    assert [part["client_id"] for part in said["connections"]] == [f"gw-{n}" for n in range(4)]
+    site.count("mqtt_connected", 4)
+    assert (site.problems, site.health()["mqtt"]["connected"]) == ("", True)
+    site.count("mqtt_connected", 0)
+    assert "the broker refuses the connection" in site.problems

@@ -26,6 +26,7 @@ PROMISED = (
     "gateway_log_syncs_total",
     "gateway_log_sync_seconds_total",
     "gateway_mqtt_connected",
+    "gateway_mqtt_throttled_seconds_total",
     "gateway_mqtt_in_flight",
     "gateway_request_seconds_count",
     "gateway_receipt_to_puback_seconds_count",

@@ -688,6 +688,23 @@ def test_load_is_spread_over_the_workers(gateway: GatewayProcess) -> None:
     assert 10 <= seen.count(0) <= 50
 
 
+def test_pinned_workers_stay_on_a_core_each(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path, {"http.workers": 2, "http.pin_workers": "true"}) as gateway:
+        cores = sorted(os.sched_getaffinity(0))
+        wait_for(lambda: len(gateway.children()["worker"]) == 2)
+        found = []
+        for pid in gateway.children()["worker"]:
+            threads = {
+                tuple(os.sched_getaffinity(int(task.name)))
+                for task in Path(f"/proc/{pid}/task").iterdir()
+            }
+            assert len(threads) == 1, threads
+            found.append(threads.pop())
+        assert sorted(found) == sorted((cores[index % len(cores)],) for index in range(2))
+        (delivery,) = gateway.children()["delivery"]
+        assert sorted(os.sched_getaffinity(delivery)) == cores
+
+
 def test_every_202_survives_a_worker_killed_under_load(gateway: GatewayProcess) -> None:
     accepted: list[int] = []
     end = threading.Event()

@@ -21,9 +21,9 @@ from gateway.dead_letters import DeadLettersFull
 from gateway.errors import ConfigError
 from gateway.mqtt import LinkStatus
 from gateway.mqtt_link import connect_failure
+from gateway.mqtt_settings import MqttConfig
 from gateway.publisher import Publisher
 from gateway.retry import Backoff, Kind
-from gateway.settings import MqttConfig
 from tests import brokers, mosquitto
 from tests.brokers import Peer, Publish, ScriptedBroker
 from tests.certificates import make_certificates
@@ -137,7 +137,7 @@ def test_user_and_password_are_sent(source: Source, tmp_path: Path) -> None:
 
 def test_client_id_defaults_to_the_logs_identity(source: Source) -> None:
     publisher = Publisher(source.log, 0, settings(1, client_id=None), source.shelf)
-    assert publisher.client_id == f"gateway-{source.log.identity:016x}"
+    assert publisher.connections[0].client_id == f"gateway-{source.log.identity:016x}"
 
 
 def test_an_assigned_client_id_is_kept(source: Source) -> None:
@@ -814,7 +814,7 @@ def test_a_stable_connection_resets_the_backoff(source: Source, proof: str) -> N
 
     async def check(publisher: Publisher, broker: ScriptedBroker) -> None:
         await until(lambda: len(broker.peers) == 6)
-        assert publisher._backoff.attempts == 1
+        assert publisher.connections[0].backoff.attempts == 1
 
     bounds = {"time": (0.08, 99.0), "puback": (99.0, 0.08)}[proof]
     options = {"stable_s": bounds[0], "stable_with_ack_s": bounds[1]}
@@ -888,7 +888,7 @@ def test_a_broker_that_does_not_read_costs_no_memory(tmp_path: Path) -> None:
         await until(lambda: publisher.window.in_flight > 1000)
         sizes = []
         for _ in range(20):
-            link = publisher._connection
+            link = publisher.connections[0].link
             assert link is not None
             assert link._transport is not None
             sizes.append(link._transport.get_write_buffer_size())

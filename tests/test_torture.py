@@ -27,22 +27,34 @@ def test_everything_is_broken_before_mosquitto():
     assert report.verdict.dead_lettered > 100
 
 
-WAITING = "if ingest.duplicate and self._is_due(entry):"
+def passed(position: str) -> Native:
+    """A waiting room that takes a position for passed."""
+    return Native({"gw_waiting.c": [(f"{position}(room->log)", "UINT64_MAX")]})
+
+
 SABOTAGE = {
     "durable is answered before the sync": (
         "acked_early",
-        {"waiting.py": [(WAITING, "if ack == http.DURABLE:")]},
         {},
+        {"_waiting": passed("gw_log_durable")},
     ),
     "sink is answered at once": (
         "acked_early",
         {
             "waiting.py": [
-                (WAITING, "if ack == http.SINK:"),
-                ("state = log.state_of(entry.lsn)", 'state = "delivered"'),
+                (
+                    "        super().__init__(\n",
+                    """        class Delivered:
+            _capsule = log._capsule
+            state_of = staticmethod(lambda lsn: "delivered")
+
+        super().__init__(
+""",
+                ),
+                ("*(log, worker, *deadlines,", "*(Delivered(), worker, *deadlines,"),
             ]
         },
-        {},
+        {"_waiting": passed("gw_log_least_cursor")},
     ),
     "a key is accepted again": (
         "doubled",

@@ -42,6 +42,7 @@ def main() -> None:
         block=0,
         draining=False,
         ingest=SimpleNamespace(event=_event, receipt=RECEIPT, duplicate=False, used_percent=0),
+        batches=SimpleNamespace(held={}),
         waiting=SimpleNamespace(start=_nothing, end=_nothing, count=0),
     )
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

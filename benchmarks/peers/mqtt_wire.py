@@ -30,9 +30,14 @@ def _text(text: str) -> bytes:
     return struct.pack("!H", len(text.encode())) + text.encode()
 
 
-def connect(client_id: str) -> bytes:
-    """CONNECT with clean start and no keep-alive."""
-    return _packet(0x10, _text("MQTT") + b"\x05\x02\x00\x00\x00" + _text(client_id))
+def connect(client_id: str, session_s: int = 0) -> bytes:
+    """CONNECT with no keep-alive, and clean start unless the session is to be kept so long."""
+    flags, properties = b"\x02", b"\x00"
+    if session_s:
+        flags, properties = b"\x00", b"\x05\x11" + struct.pack("!I", session_s)
+    return _packet(
+        0x10, _text("MQTT") + b"\x05" + flags + b"\x00\x00" + properties + _text(client_id)
+    )
 
 
 def publish(topic: str, payload: bytes, packet_id: int) -> bytes:
@@ -40,9 +45,14 @@ def publish(topic: str, payload: bytes, packet_id: int) -> bytes:
     return _packet(0x32, _text(topic) + struct.pack("!HB", packet_id, 0) + payload)
 
 
-def subscribe(topic: str) -> bytes:
-    """SUBSCRIBE with QoS 0."""
-    return _packet(0x82, b"\x00\x01\x00" + _text(topic) + b"\x00")
+def puback(packet_id: int) -> bytes:
+    """PUBACK with success."""
+    return struct.pack("!BBH", PUBACK, 2, packet_id)
+
+
+def subscribe(topic: str, qos: int = 0) -> bytes:
+    """SUBSCRIBE to one filter."""
+    return _packet(0x82, b"\x00\x01\x00" + _text(topic) + bytes((qos,)))
 
 
 class Parser:
@@ -77,6 +87,12 @@ def payload(first: int, body: bytes) -> bytes:
     """Of a PUBLISH without properties longer than 127 bytes."""
     at = 2 + int.from_bytes(body[:2], "big") + (2 if first & 0x06 else 0)
     return body[at + 1 + body[at] :]
+
+
+def packet_id(body: bytes) -> int:
+    """Of a PUBLISH with QoS 1."""
+    at = 2 + int.from_bytes(body[:2], "big")
+    return int.from_bytes(body[at : at + 2], "big")
 
 
 def dial(port: int, client_id: str) -> tuple[socket.socket, Parser]:

@@ -10,13 +10,16 @@ but its body:
     body collected ────▶  arrived: Ingest.event, response          pending it wakes now and then
     response sent                                                  and cuts those past the deadline
 
-An event that asks for more than `enqueue` is answered later, by the thread of `gateway.waiting`:
-`response_bytes` may be called from any thread.
+An event that asks for more than `enqueue` is answered later, by this thread when another one comes
+or by that of `gateway.waiting`: `response_bytes` may be called from any thread.
 
 It registers its own scheduler and, in place of an event loop, an object whose `call_soon*` call at
 once. So `schedule` and `arrived` are plain functions in the thread that holds the GIL anyhow. A
 slow body occupies no thread. Measured in docs/front-doors.md: 1.4 times the rate of an RSGI
 coroutine that only reads the body.
+
+A body that need not be one plain JSON event goes to `gateway.batches`, which answers it or gives
+back the one event that was in it.
 
 What Granian does not bound is bounded here: Content-Length is checked before the body is read, a
 body has a deadline, a refused body is drained up to a limit, the end of the process has a grace.
@@ -39,14 +42,15 @@ from granian.http import HTTP1Settings
 
 from gateway import http, opening, process, worker
 from gateway._log import BUSY, RUNNING, LogError, NotALog, now_ns
+from gateway.batches import is_array
 from gateway.errors import Exit, GatewayError
-from gateway.http import ENQUEUE, INGEST, Answer, device_id_at
+from gateway.http import BULK, ENQUEUE, INGEST, INGEST_MANY, Answer, Form, device_id_at
 from gateway.worker import App
 
 _granian: Final[Any] = importlib.import_module("granian._granian")
 """Private, and its stub is not what the compiled module takes."""
 GRANIAN: Final = "2.8"
-CONNECTIONS_MAX: Final = 8192
+CONNECTIONS_MAX: Final = 10_240
 """A worker; with `http.body_bytes_max` this bounds its memory. Beyond it, new connections wait in
 the backlog."""
 DESCRIPTORS_RESERVED: Final = 256
@@ -68,6 +72,12 @@ _TICK_MAX_S: Final = 0.5
 _PREFIX: Final = len(INGEST)
 _X_ACK_ENQUEUE: Final = http.X_ACK[ENQUEUE]
 _BODY_ENQUEUE: Final = http.BODY[ENQUEUE]
+_OBJECT: Final = b"{"
+"""A body that sorts below it does not begin with a brace, and may be an array."""
+
+
+_Known = Answer | Form
+"""Before the body is here: that it is refused, or that it need not be a plain JSON event."""
 
 
 class _Now:
@@ -146,13 +156,14 @@ class Door:
         self._ingest = app.ingest
         self._event = app.ingest.event
         self._waiting = app.waiting
+        self._batches = app.batches
         self._listen_fd = listen_fd
         self._terms = app.terms
         self._deadline_ns = app.config.http.body_deadline_ms * 1_000_000
         self._tick_s = min(max(self._deadline_ns / 8e9, _TICK_MIN_S), _TICK_MAX_S)
-        self._pending: dict[Any, tuple[Any, str, int, int, Answer | None]] = {}
-        """Bodies that are arriving, oldest first: protocol, device id, start, acknowledgement asked
-        for, and the answer if it is a refusal."""
+        self._pending: dict[Any, tuple[Any, str, int, int, _Known | None]] = {}
+        """Bodies that are arriving, oldest first: protocol, device id ("": each event names its
+        own), start, acknowledgement asked for, and what is known of them."""
         self._drains: set[_Drain] = set()
         self._sweeping = False
         self._told_to_end = False
@@ -176,6 +187,9 @@ class Door:
                     if not code:
                         self._read(proto, path[_PREFIX:], started_ns, ack, None)
                         return
+                    if code == BULK:
+                        self._bulk(scope, proto, path, started_ns)
+                        return
             self._unusual(scope, proto, path, started_ns)
         except BaseException:
             self._respond(proto, self._app.internal(started_ns))
@@ -195,11 +209,19 @@ class Door:
                 # Granian's future keeps the error, its traceback this frame, and the frame the
                 # future: a cycle through Rust, which no collector sees.
                 error.__traceback__ = None
+                self._batches.held.pop(entry[0], None)
                 self._app.refuse(http.BODY_TIMEOUT, started_ns)
                 self._respond(proto, http.INCOMPLETE)
                 return
             if answer is not None:
-                proto.response_bytes(*answer)
+                if isinstance(answer, Form):
+                    self._batches.held.pop(entry[0], None)
+                    self._take(proto, device_id, body, answer, started_ns)
+                else:
+                    proto.response_bytes(*answer)
+                return
+            if body < _OBJECT and is_array(body):
+                self._batches.batch(proto.response_bytes, device_id, body, Form(ack), started_ns)
                 return
             code = self._event(device_id, body, started_ns)
             ingest = self._ingest
@@ -221,7 +243,7 @@ class Door:
             self._respond(proto, self._app.internal(started_ns))
 
     def _read(
-        self, proto: Any, device_id: str, started_ns: int, ack: int, answer: Answer | None
+        self, proto: Any, device_id: str, started_ns: int, ack: int, answer: _Known | None
     ) -> None:
         future = proto()
         self._pending[future] = (proto, device_id, started_ns, ack, answer)
@@ -229,6 +251,27 @@ class Door:
         if not self._sweeping:
             self._sweeping = True
             self._wake()
+
+    def _bulk(self, scope: Any, proto: Any, path: str, started_ns: int) -> None:
+        """Anything to ingest that need not be a plain JSON event."""
+        headers, many = scope.headers, path == INGEST_MANY
+        code, form = http.examine_form(headers, scope.query_string, self._terms, many)
+        large = form.length > self._terms.body_bytes_max
+        if not code and large and not self._batches.has_room(form.length):
+            code = http.OVERLOADED
+        if code:
+            self._refuse(headers, proto, code, started_ns)
+            return
+        if large:
+            self._batches.held[proto] = form.length
+        self._read(proto, path[_PREFIX:], started_ns, form.ack, form)
+
+    def _take(self, proto: Any, device_id: str, body: bytes, form: Form, started_ns: int) -> None:
+        reply = proto.response_bytes
+        event = self._batches.take(reply, device_id or None, body, form, started_ns)
+        if event is not None:
+            self._pending[event] = proto, device_id, started_ns, form.ack, None
+            self.arrived(event)
 
     def _unusual(self, scope: Any, proto: Any, path: str, started_ns: int) -> None:
         """Everything but an event whose head is in order."""
@@ -241,22 +284,23 @@ class Door:
             if page is not None:
                 self._respond(proto, page)
                 return
-            code, ack = http.route(path, method), 0
-            if code == 0:
-                code, ack = http.examine(headers, scope.query_string, self._terms)
-            if code == 0:  # HTTP/1.0 without Host
-                self._read(proto, path[_PREFIX:], started_ns, ack, None)
+            code = http.route(path, method)
+            if code == 0:  # a batch of many devices; HTTP/1.0 without Host
+                self._bulk(scope, proto, path, started_ns)
                 return
+        self._refuse(headers, proto, code, started_ns)
+
+    def _refuse(self, headers: http.Headers, proto: Any, code: int, started_ns: int) -> None:
+        """The head is enough to refuse it."""
         answer = self._app.refuse(code, started_ns)
         if code == http.METHOD_NOT_ALLOWED:
             answer = http.not_allowed("POST")
         chunked = "transfer-encoding" in headers
         length = headers.get("content-length", "0")
+        keeps = not chunked and not http.must_close(code)
         if not chunked and length == "0":
             self._respond(proto, answer)
-        elif (
-            not chunked and not http.must_close(code) and int(length) <= self._terms.body_bytes_max
-        ):
+        elif keeps and int(length) <= self._terms.body_bytes_max:
             self._read(proto, "", started_ns, 0, answer)  # keep the connection in step
         else:
             self._respond(proto, http.closing(answer))
@@ -374,6 +418,7 @@ class Door:
         entry = self._pending.pop(future, None)
         if entry is not None:
             proto, _, started_ns, _, _ = entry
+            self._batches.held.pop(proto, None)
             self._respond(proto, self._app.refuse(code, started_ns))
             future.cancel()
 

@@ -1,18 +1,10 @@
 /* test_mqtt.c - the MQTT window over a fake log. Build and run:
- *   gcc -std=gnu11 -g -fsanitize=address,undefined -I_native tests/native/test_mqtt.c _native/gw_mqtt.c -o t && ./t
+ *   gcc -std=gnu11 -g -fsanitize=address,undefined -I_native tests/native/test_mqtt.c _native/gw_mqtt*.c -o t && ./t
  */
 #include "gw_mqtt.h"
 
-#include "fake_log.h"
 #include "gw_validator.h"
-
-#define CHECK(condition)                                                                  \
-    do {                                                                                  \
-        if (!(condition)) {                                                               \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, __func__, #condition); \
-            exit(1);                                                                      \
-        }                                                                                 \
-    } while (0)
+#include "window_fixture.h"
 
 #define BODY "{\"metrics\":{\"t\":1}}"
 
@@ -36,61 +28,20 @@ static gw_log *log_of(unsigned records)
     return log;
 }
 
-static void done(gw_window *w, gw_log *log)
-{
-    gw_window_free(w);
-    free(log);
-}
-
-typedef struct seen {
-    uint16_t id;
-    uint8_t first;
-    char topic[128];
-    const uint8_t *payload;
-    uint32_t payload_bytes;
-} seen;
-
-/* A plain PUBLISH reader, written from section 3.3. */
-static unsigned publishes(const uint8_t *p, size_t n, seen *out, unsigned most)
-{
-    unsigned count = 0;
-    const uint8_t *end = p + n;
-    while (p < end && count < most) {
-        seen *s = &out[count++];
-        s->first = *p++;
-        uint32_t remaining = 0;
-        for (int shift = 0;; shift += 7) {
-            remaining |= (uint32_t)(*p & 0x7f) << shift;
-            if (!(*p++ & 0x80))
-                break;
-        }
-        const uint8_t *next = p + remaining;
-        unsigned topic = (unsigned)p[0] << 8 | p[1];
-        CHECK(topic < sizeof s->topic && next <= end);
-        memcpy(s->topic, p + 2, topic);
-        s->topic[topic] = 0;
-        p += 2 + topic;
-        s->id = (uint16_t)(p[0] << 8 | p[1]);
-        CHECK(p[2] == 0);
-        s->payload = p + 3;
-        s->payload_bytes = (uint32_t)(next - s->payload);
-        p = next;
-    }
-    CHECK(p == end);
-    return count;
-}
-
 static unsigned fill(gw_window *w, seen *out, unsigned most)
 {
     const uint8_t *bytes;
-    size_t n = gw_window_fill(w, 1000, &bytes);
-    return publishes(bytes, n, out, most);
+    size_t n = gw_window_fill(w, 0, 1000, GW_FILL_ALL, &bytes);
+    unsigned found = publishes(bytes, n, out, most);
+    for (unsigned i = 0; i < found; i++)
+        CHECK(!*out[i].type);
+    return found;
 }
 
 static gw_mqtt_status feed(gw_window *w, const void *bytes, size_t n, gw_packet *packet)
 {
     size_t used;
-    gw_mqtt_status status = gw_window_feed(w, bytes, n, 1758626322123456789u, &used, packet);
+    gw_mqtt_status status = gw_window_feed(w, 0, bytes, n, 1758626322123456789u, &used, packet);
     CHECK(status == GW_MQTT_PROTOCOL || used == n || status == GW_MQTT_PACKET || status == GW_MQTT_REFUSED);
     return status;
 }
@@ -111,7 +62,7 @@ static void test_packets_carry_topic_id_and_body(void)
     gw_window *w = window_of(log, 10);
     seen s[4];
     CHECK(fill(w, s, 4) == 0); /* no CONNACK yet */
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 4) == 2);
     CHECK(s[0].first == 0x32 && s[1].first == 0x32 && s[0].id && s[1].id && s[0].id != s[1].id);
     CHECK(!strcmp(s[0].topic, "telemetry/dev-1") && !strcmp(s[1].topic, "telemetry/pump_2"));
@@ -142,7 +93,7 @@ static void test_window_slides_within_receive_maximum(void)
     gw_log *log = log_of(100);
     gw_window *w = window_of(log, 50);
     seen s[100];
-    gw_window_open(w, false, 3, 0);
+    gw_window_open(w, 0, false, 3, 0);
     CHECK(fill(w, s, 100) == 3);
     CHECK(fill(w, s + 3, 97) == 0);
     CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK);
@@ -150,7 +101,7 @@ static void test_window_slides_within_receive_maximum(void)
     CHECK(puback(w, s[1].id, 0x10) == GW_MQTT_OK);
     CHECK(puback(w, s[2].id, 0) == GW_MQTT_OK);
     CHECK(fill(w, s + 4, 96) == 2);
-    CHECK(gw_window_look(w).in_flight == 3);
+    CHECK(gw_window_look(w, GW_ALL_CONNECTIONS).in_flight == 3);
     CHECK(log->counters.word[GW_COUNTER_MQTT_IN_FLIGHT] == 3);
     done(w, log);
 }
@@ -160,7 +111,7 @@ static void test_cursor_moves_over_the_contiguous_prefix_only(void)
     gw_log *log = log_of(4);
     gw_window *w = window_of(log, 10);
     seen s[4];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 4) == 4);
     CHECK(puback(w, s[2].id, -1) == GW_MQTT_OK && puback(w, s[1].id, -1) == GW_MQTT_OK);
     CHECK(log->cursor.lsn == FAKE_FIRST_LSN && log->cursor_stores == 0);
@@ -179,7 +130,7 @@ static void test_one_store_for_a_thousand_pubacks_in_a_segment(void)
     seen *s = calloc(1000, sizeof *s);
     uint8_t *acks = malloc(4000), *to = acks;
     gw_packet packet;
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     unsigned n = 0;
     for (unsigned more; (more = fill(w, s + n, 1000 - n)); n += more)
         for (unsigned i = n; i < n + more; i++, to += 4)
@@ -199,7 +150,7 @@ static void test_pads_and_voids_move_the_cursor_uncounted(void)
     fake_add(log, GW_VOID, "dev", BODY, 0);
     gw_window *w = window_of(log, 10);
     seen s[4];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 4) == 0);
     CHECK(log->cursor.lsn == gw_log_committed(log) && log->cursor.ordinal == 0 && log->cursor.published == 0);
     fake_add(log, GW_DATA, "dev", BODY, 1);
@@ -222,7 +173,7 @@ static void test_ids_are_never_zero_and_never_in_flight_twice(void)
     uint8_t *used = calloc(65536, 1);
     uint16_t *first = calloc(65536, sizeof *first), *order = calloc(100000, sizeof *order);
     unsigned sent = 0, acked = 0;
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     for (unsigned more; (more = fill(w, s, 2000));)
         for (unsigned i = 0; i < more; i++) {
             CHECK(s[i].id && !used[s[i].id]);
@@ -252,7 +203,7 @@ static void test_open_entries_are_bounded_when_one_puback_is_lost(void)
     gw_log *log = log_of(20000);
     gw_window *w = window_of(log, 2);
     seen s[4];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 4) == 2);
     uint16_t second = s[1].id;
     unsigned sent = 2;
@@ -265,7 +216,7 @@ static void test_open_entries_are_bounded_when_one_puback_is_lost(void)
         second = s[0].id;
         sent++;
     }
-    CHECK(sent == 1024 && gw_window_look(w).span == 1024 && log->cursor_stores == 0);
+    CHECK(sent == 1024 && gw_window_look(w, GW_ALL_CONNECTIONS).span == 1024 && log->cursor_stores == 0);
     done(w, log);
 }
 
@@ -275,13 +226,13 @@ static void test_unknown_repeated_and_zero_ids_are_protocol_errors(void)
         gw_log *log = log_of(3);
         gw_window *w = window_of(log, 10);
         seen s[4];
-        gw_window_open(w, false, 65535, 0);
+        gw_window_open(w, 0, false, 65535, 0);
         CHECK(fill(w, s, 4) == 3);
         CHECK(puback(w, s[1].id, -1) == GW_MQTT_OK);
         /* the last one: another entry's slot of the ring, which has 1024 */
         const uint16_t wrong[5] = {0, s[1].id, (uint16_t)(s[2].id + 1), 60000, (uint16_t)(s[0].id + 1024)};
         CHECK(puback(w, wrong[i], -1) == GW_MQTT_PROTOCOL);
-        CHECK(*gw_window_error(w));
+        CHECK(*gw_window_error(w, 0));
         CHECK(fill(w, s, 4) == 0 && puback(w, s[0].id, -1) == GW_MQTT_PROTOCOL);
         done(w, log);
     }
@@ -293,7 +244,7 @@ static void test_pubacks_before_the_error_count(void)
     gw_window *w = window_of(log, 10);
     seen s[4];
     gw_packet packet;
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 4) == 2);
     uint8_t bytes[] = {0x40, 2, (uint8_t)(s[0].id >> 8), (uint8_t)s[0].id, 0x40, 2, 0xff, 0xff};
     CHECK(feed(w, bytes, sizeof bytes, &packet) == GW_MQTT_PROTOCOL);
@@ -327,7 +278,7 @@ static void test_malformed_bytes_are_protocol_errors(void)
             seen s[2];
             gw_packet packet;
             gw_mqtt_status status = GW_MQTT_OK;
-            gw_window_open(w, false, 65535, 0);
+            gw_window_open(w, 0, false, 65535, 0);
             CHECK(fill(w, s, 2) == 1 && s[0].id == 1);
             if (!bytewise)
                 status = feed(w, bad[i].bytes, bad[i].n, &packet);
@@ -344,9 +295,9 @@ static void test_puback_before_connack_is_a_protocol_error(void)
     gw_log *log = log_of(1);
     gw_window *w = window_of(log, 10);
     seen s[2];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 2) == 1);
-    gw_window_connect(w);
+    gw_window_connect(w, 0);
     CHECK(puback(w, s[0].id, -1) == GW_MQTT_PROTOCOL);
     done(w, log);
 }
@@ -356,11 +307,11 @@ static void test_resumed_session_gets_the_same_ids_with_dup_in_order(void)
     gw_log *log = log_of(8);
     gw_window *w = window_of(log, 5);
     seen s[8], t[8];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 8) == 5);
     CHECK(puback(w, s[1].id, -1) == GW_MQTT_OK);
-    gw_window_connect(w);
-    gw_window_open(w, true, 2, 0); /* a smaller Receive Maximum than before */
+    gw_window_connect(w, 0);
+    gw_window_open(w, 0, true, 2, 0); /* a smaller Receive Maximum than before */
     CHECK(fill(w, t, 8) == 2);
     CHECK(t[0].id == s[0].id && t[1].id == s[2].id && t[0].first == 0x3a && t[1].first == 0x3a);
     CHECK(t[0].payload_bytes == s[0].payload_bytes);
@@ -379,11 +330,11 @@ static void test_forgotten_session_is_published_again_from_the_cursor_without_du
     gw_log *log = log_of(4);
     gw_window *w = window_of(log, 10);
     seen s[4], t[4];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 4) == 4);
     CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && puback(w, s[2].id, -1) == GW_MQTT_OK);
-    gw_window_connect(w);
-    gw_window_open(w, false, 65535, 0);
+    gw_window_connect(w, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, t, 4) == 3);
     for (int i = 0; i < 3; i++) {
         CHECK(t[i].first == 0x32 && t[i].id != s[1].id && t[i].id != s[3].id);
@@ -402,16 +353,16 @@ static void test_a_refused_record_holds_the_cursor_and_the_window(void)
         gw_window *w = window_of(log, 3);
         seen s[8];
         gw_refusal r;
-        gw_window_open(w, false, 65535, 0);
+        gw_window_open(w, 0, false, 65535, 0);
         CHECK(!gw_window_refusals(w, &r, 1));
         CHECK(fill(w, s, 8) == 3);
         CHECK(puback(w, s[1].id, reasons[i]) == GW_MQTT_REFUSED);
         CHECK(gw_window_refusals(w, &r, 1) && r.lsn == log->record[1].lsn && r.reason == reasons[i] && r.by_broker);
-        CHECK(!gw_window_start_over(w)); /* two are in flight */
+        CHECK(!gw_window_start_over(w, 0)); /* two are in flight */
         CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && puback(w, s[2].id, -1) == GW_MQTT_OK);
         CHECK(fill(w, s + 3, 5) == 0); /* nothing new meanwhile */
         CHECK(log->cursor.lsn == log->record[1].lsn && log->cursor.published == 1);
-        CHECK(gw_window_start_over(w) && !gw_window_refusals(w, &r, 1));
+        CHECK(gw_window_start_over(w, 0) && !gw_window_refusals(w, &r, 1));
         CHECK(fill(w, s, 8) == 1); /* alone, until it has passed */
         CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK);
         CHECK(fill(w, s, 8) == 3);
@@ -429,18 +380,18 @@ static void test_a_packet_above_the_maximum_is_never_sent(void)
     gw_window *w = window_of(log, 10);
     uint32_t bytes = 2 + 2 + 15 + 2 + 1 + 19; /* of the first and third */
     CHECK(strlen(BODY) == 19);
-    gw_window_open(w, false, 65535, bytes);
+    gw_window_open(w, 0, false, 65535, bytes);
     gw_refusal r;
     CHECK(fill(w, s, 4) == 2); /* the round goes on behind it */
     CHECK(gw_window_refusals(w, &r, 1) == 1 && r.reason == GW_REASON_PACKET_TOO_LARGE && !r.by_broker);
     CHECK(r.lsn == log->record[1].lsn && r.bytes == bytes + 6);
     CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && puback(w, s[1].id, -1) == GW_MQTT_OK);
     CHECK(fill(w, s, 4) == 0 && log->cursor.lsn == r.lsn && log->cursor.published == 1);
-    gw_window_connect(w);
-    gw_window_open(w, false, 65535, bytes + 5);
+    gw_window_connect(w, 0);
+    gw_window_open(w, 0, false, 65535, bytes + 5);
     CHECK(fill(w, s, 4) == 1 && gw_window_refusals(w, &r, 1) == 1);
-    gw_window_connect(w);
-    gw_window_open(w, false, 65535, bytes + 6); /* at the limit */
+    gw_window_connect(w, 0);
+    gw_window_open(w, 0, false, 65535, bytes + 6); /* at the limit */
     CHECK(fill(w, s, 4) == 1 && puback(w, s[0].id, -1) == GW_MQTT_OK && fill(w, s, 4) == 1);
     done(w, log);
 }
@@ -451,7 +402,7 @@ static void test_records_that_are_too_large_are_found_together(void)
     seen s[4];
     gw_window *w = window_of(log, 10);
     static gw_refusal r[4096];
-    gw_window_open(w, false, 65535, 20);
+    gw_window_open(w, 0, false, 65535, 20);
     CHECK(fill(w, s, 4) == 0);
     unsigned found = gw_window_refusals(w, r, 4096);
     CHECK(found == 1024 && gw_window_refusals(w, r, 7) == 7); /* the window's span: one fdatasync for all of them */
@@ -470,7 +421,7 @@ static void test_a_dead_letter_lets_the_cursor_pass_and_is_counted(void)
     gw_log *log = log_of(20);
     gw_window *w = window_of(log, 3);
     seen s[8];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 4) == 3);
     CHECK(puback(w, s[0].id, 0x99) == GW_MQTT_REFUSED);
     CHECK(puback(w, s[1].id, -1) == GW_MQTT_OK && fill(w, s + 3, 5) == 0);
@@ -480,7 +431,8 @@ static void test_a_dead_letter_lets_the_cursor_pass_and_is_counted(void)
     CHECK(gw_window_dead_letter(w, log->record[0].lsn) && !gw_window_dead_letter(w, log->record[0].lsn));
     CHECK(log->cursor.lsn == log->record[2].lsn && log->cursor.ordinal == 2);
     CHECK(log->cursor.published == 1 && log->cursor.dead_lettered == 1);
-    CHECK(fill(w, s + 3, 5) == 2 && gw_window_look(w).in_flight == 3); /* as wide as before, at once */
+    CHECK(fill(w, s + 3, 5) == 2 &&
+          gw_window_look(w, GW_ALL_CONNECTIONS).in_flight == 3); /* as wide as before, at once */
     done(w, log);
 }
 
@@ -492,7 +444,7 @@ static void test_a_record_marked_as_dead_is_passed_unsent(void)
     for (unsigned i = 1; i < 4998; i++)
         log->record[i].dead = 1;
     log->record[4998].dead = 2; /* another sink's */
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 10) == 1); /* as many as the window may span, while the first is out */
     CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && fill(w, s, 10) == 2);
     CHECK(log->cursor.lsn == log->record[4998].lsn && log->cursor.dead_lettered == 4997 && log->cursor.published == 1);
@@ -508,15 +460,15 @@ static void test_a_record_marked_while_it_was_out_is_not_sent_again(void)
         gw_log *log = log_of(3);
         gw_window *w = window_of(log, 10);
         seen s[4];
-        gw_window_open(w, false, 65535, 0);
+        gw_window_open(w, 0, false, 65535, 0);
         CHECK(fill(w, s, 4) == 3);
-        CHECK(gw_window_look(w).oldest_lsn == log->record[0].lsn);
+        CHECK(gw_window_look(w, GW_ALL_CONNECTIONS).oldest_lsn == log->record[0].lsn);
         log->record[0].dead = 1;
-        gw_window_connect(w);
-        gw_window_open(w, resumed, 65535, 0);
+        gw_window_connect(w, 0);
+        gw_window_open(w, 0, resumed, 65535, 0);
         CHECK(fill(w, s, 4) == 2 && s[0].first == (resumed ? 0x3a : 0x32));
         CHECK(log->cursor.lsn == log->record[1].lsn && log->cursor.dead_lettered == 1);
-        CHECK(gw_window_look(w).oldest_lsn == log->record[1].lsn);
+        CHECK(gw_window_look(w, GW_ALL_CONNECTIONS).oldest_lsn == log->record[1].lsn);
         done(w, log);
     }
 }
@@ -536,7 +488,7 @@ static void test_records_that_cannot_become_a_publish_hold(void)
         gw_window *w = window_of(log, 10);
         seen s[2];
         gw_refusal r;
-        gw_window_open(w, false, 65535, 0);
+        gw_window_open(w, 0, false, 65535, 0);
         CHECK(fill(w, s, 2) == 0 && gw_window_refusals(w, &r, 1) && r.reason == bad[i].reason && !r.by_broker);
         CHECK(log->cursor_stores == 0);
         done(w, log);
@@ -549,8 +501,8 @@ static void test_a_corrupt_record_is_never_published_or_passed(void)
     log->corrupt_lsn = log->record[1].lsn;
     gw_window *w = window_of(log, 10);
     seen s[4];
-    gw_window_open(w, false, 65535, 0);
-    CHECK(fill(w, s, 4) == 1 && gw_window_look(w).corrupt_lsn == log->corrupt_lsn);
+    gw_window_open(w, 0, false, 65535, 0);
+    CHECK(fill(w, s, 4) == 1 && gw_window_look(w, GW_ALL_CONNECTIONS).corrupt_lsn == log->corrupt_lsn);
     CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK && fill(w, s, 4) == 0);
     CHECK(log->cursor.lsn == log->corrupt_lsn && log->cursor.ordinal == 1);
     done(w, log);
@@ -561,23 +513,23 @@ static void test_other_packets_are_handed_out_in_order(void)
     gw_log *log = log_of(2);
     gw_window *w = window_of(log, 10);
     seen s[2];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 2) == 2);
     uint8_t stream[] = {0xd0, 0,    0x40, 2, 0, (uint8_t)s[0].id, 0xe0, 2, 0x8e, 0, 0x40, 3, 0, (uint8_t)s[1].id,
                         0x97, 0xd0, 0};
     size_t at = 0, used;
     gw_packet p;
-    CHECK(gw_window_feed(w, stream, sizeof stream, 0, &used, &p) == GW_MQTT_PACKET && p.type == 13 && used == 2);
+    CHECK(gw_window_feed(w, 0, stream, sizeof stream, 0, &used, &p) == GW_MQTT_PACKET && p.type == 13 && used == 2);
     at += used;
-    CHECK(gw_window_feed(w, stream + at, sizeof stream - at, 0, &used, &p) == GW_MQTT_PACKET && p.type == 14);
+    CHECK(gw_window_feed(w, 0, stream + at, sizeof stream - at, 0, &used, &p) == GW_MQTT_PACKET && p.type == 14);
     CHECK(p.body_bytes == 2 && p.body[0] == 0x8e && log->cursor.published == 1);
     at += used;
-    CHECK(gw_window_feed(w, stream + at, sizeof stream - at, 0, &used, &p) == GW_MQTT_REFUSED && p.reason == 0x97);
+    CHECK(gw_window_feed(w, 0, stream + at, sizeof stream - at, 0, &used, &p) == GW_MQTT_REFUSED && p.reason == 0x97);
     CHECK(p.lsn == log->record[1].lsn);
     at += used;
-    CHECK(gw_window_feed(w, stream + at, sizeof stream - at, 0, &used, &p) == GW_MQTT_PACKET && p.type == 13);
+    CHECK(gw_window_feed(w, 0, stream + at, sizeof stream - at, 0, &used, &p) == GW_MQTT_PACKET && p.type == 13);
     at += used;
-    CHECK(at == sizeof stream && gw_window_feed(w, stream + at, 0, 0, &used, &p) == GW_MQTT_OK);
+    CHECK(at == sizeof stream && gw_window_feed(w, 0, stream + at, 0, 0, &used, &p) == GW_MQTT_OK);
     done(w, log);
 }
 
@@ -592,7 +544,7 @@ static void test_segmentation_changes_nothing(void)
             gw_log *log = log_of(60);
             gw_window *w = window_of(log, 60);
             seen s[60];
-            gw_window_open(w, false, 65535, 0);
+            gw_window_open(w, 0, false, 65535, 0);
             CHECK(fill(w, s, 60) == 60);
             unsigned n = 0, order[60];
             for (unsigned i = 0; i < 60; i++)
@@ -625,7 +577,7 @@ static void test_segmentation_changes_nothing(void)
                 memcpy(segment, stream + at, left);
                 for (size_t done_bytes = 0;;) {
                     gw_packet p;
-                    gw_mqtt_status status = gw_window_feed(w, segment + done_bytes, left - done_bytes, 0, &used, &p);
+                    gw_mqtt_status status = gw_window_feed(w, 0, segment + done_bytes, left - done_bytes, 0, &used, &p);
                     CHECK(status != GW_MQTT_PROTOCOL);
                     done_bytes += used;
                     packets += status == GW_MQTT_PACKET;
@@ -676,7 +628,7 @@ static void test_a_build_that_skips_a_record_leaves_a_gap_in_the_books(void)
     gw_log *log = log_of(10);
     gw_window *w = window_of(log, 20);
     seen s[10];
-    gw_window_open(w, false, 65535, 0);
+    gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 10) == 9);
     for (int i = 0; i < 9; i++)
         CHECK(puback(w, s[i].id, -1) == GW_MQTT_OK);

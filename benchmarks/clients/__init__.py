@@ -1,0 +1,1 @@
+"""Programs that send: each is started by a benchmark, in a process of its own."""
