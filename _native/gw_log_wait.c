@@ -62,7 +62,9 @@ void gw_log_want(gw_log *log, unsigned worker, uint64_t lsn, bool sink)
         if (gw_log_committed(log) <= lsn &&
             atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) == GW_RESTS)
             gw_futex_wake(&shared->follower_word);
-    } else if (atomic_load_explicit(&shared->committer_flag, memory_order_relaxed)) {
+    } else if (atomic_load_explicit(&shared->committer_flag, memory_order_relaxed) &&
+               atomic_exchange_explicit(&shared->committer_flag, 0, memory_order_relaxed)) {
+        /* One wake-up does for all who come until it has a core: it looks again at everything with its flag up. */
         gw_futex_wake(&shared->committer_word);
     }
 }
