@@ -7,9 +7,9 @@ The page and the pictures are a function of the results alone. Between `<!-- ben
 `figures` (the table), `curves` (the pictures). Everything else on the page is written by hand.
 """
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -121,4 +121,6 @@ def write(results: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    write(json.loads(Path(sys.argv[1] if sys.argv[1:] else harness.RESULTS).read_text()))
+    parser = argparse.ArgumentParser(description="Render docs/performance.md from results.")
+    parser.add_argument("results", nargs="?", type=Path, default=harness.RESULTS)
+    write(json.loads(parser.parse_args().results.read_text()))

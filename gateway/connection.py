@@ -296,7 +296,7 @@ class Connection:
         self._alarms.say(
             logging.ERROR if long else logging.WARNING,
             text,
-            f"events stay in the log; next attempt in {wait_s:.1f} s",
+            f"events stay in the log; next attempt in {wait_s:.1f} s ({printable(self.client_id)})",
         )
         self.set_status(lost.kind.value, text)
         return wait_s
@@ -346,7 +346,12 @@ class Connection:
         if state not in ("held", FULL) or self._window.is_held(connection=self.number):
             return
         if state == FULL or self._refusals.over(self.look()):
-            LOGGER.info("%s: publishing goes on at lsn %d", self.name, self._window.lsn)
+            LOGGER.info(
+                "%s: publishing goes on at lsn %d (%s)",
+                self.name,
+                self._window.lsn,
+                printable(self.client_id),
+            )
             self.set_status("draining" if self._pool.draining else "connected")
 
     # ---- for what holds the window ---------------------------------------------------------

@@ -37,6 +37,7 @@ class Host(Protocol):
     """What is asked of the publisher."""
 
     name: str
+    client_id: str
 
     def held(self, state: str, error: str) -> None:
         """Publishing waits here; `state` is "held" or FULL."""
@@ -178,7 +179,10 @@ class Refusals:
         text = f"{self._host.name}: the broker refuses {self._event(lsn)}: {reason_name(reason)}"
         text += f" ({words})" if words else ""
         self._alarms.say(
-            logging.WARNING, text, "publishing waits and tries again", f"waits {reason}"
+            logging.WARNING,
+            text,
+            f"publishing waits and tries again ({printable(self._host.client_id)})",
+            f"waits {reason}",
         )
         self._host.held("held", text)
 
@@ -194,7 +198,10 @@ class Refusals:
 
     def _try_again(self) -> None:
         self._retry = None
-        if not any(map(_is_final, self._own())):
+        refusals = self._own()
+        if not any(map(_is_final, refusals)):
+            if refusals:  # a pack too: a broker over its quota must not get all its events at once
+                self._window.probe(refusals[0].lsn, connection=self._connection)
             self._start_over()
         self._host.passed()
 
@@ -283,7 +290,11 @@ class Refusals:
     def _cannot(self, state: str, problem: str) -> None:
         text = f"{self._host.name}: {problem}"
         self._alarms.say(
-            logging.ERROR, text, "publishing waits, nothing is dropped, and tries again", state
+            logging.ERROR,
+            text,
+            "publishing waits, nothing is dropped, and tries again"
+            f" ({printable(self._host.client_id)})",
+            state,
         )
         self._host.held(state, text)
 

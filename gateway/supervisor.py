@@ -3,7 +3,7 @@
 It takes no event and publishes none. It sleeps in one select over its children and a signal pipe,
 and looks up twice a second.
 
-    start     open_log (lock, recovery) ─▶ bind ─▶ listen ─▶ delivery, workers
+    start     bind ─▶ open_log (lock, recovery) ─▶ listen ─▶ delivery, workers
     a child   is started again (gateway.children); a delivery process that makes no progress for
     dies      HUNG_S of ticks is killed and started again
     SIGHUP    every process is replaced, the workers without a failed request (gateway.rolling);
@@ -95,11 +95,14 @@ class Supervisor:
             else self._config.http.host
         )
         _logger.info(
-            "POST events to http://%s:%d/v1/ingest/{device_id}; %d workers, publishing to %s",
+            "POST events to http://%s:%d/v1/ingest/{device_id}; workers: %d; publishing to %s, mode"
+            " %s, connections: %d",
             host,
             self._config.http.port,
             len(sockets),
             self._config.mqtt.url,
+            self._config.mqtt.mode,
+            self._config.mqtt.connections,
         )
         self._looked_s = time.monotonic()
         try:

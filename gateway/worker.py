@@ -10,8 +10,7 @@ pages:
          ── any other body ───▶ App.batches   many events, or one that is compressed
          ── path ─────────────▶ App.page      /readyz /healthz /metrics /v1/receipts/...
 
-There is no `gateway/ingest.py` between: `gateway._log.Ingest` already takes a device id and a body
-and returns a verdict, and knows no HTTP.
+`gateway._log.Ingest` takes a device id and a body and returns a verdict; it knows no HTTP.
 
 Nothing here waits but `gateway.waiting`'s own thread. That thread, the door's and the main thread
 call `refused` and `refuse`; the rest is the door's. The GIL keeps them apart.
@@ -24,7 +23,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -63,6 +62,8 @@ _NOT_CONNECTED: Final = {
     "taken_over": "another client has taken over this client id (mqtt.last_error)",
 }
 """By the publisher's state, where waiting will not mend it."""
+_PART: Final = ("client_id", "state", "since_unix_s", "last_error", "last_error_unix_s")
+"""What is said of each connection of a pool; the broker is the same for all."""
 RECEIPTS: Final = "/v1/receipts/"
 RECEIPT_SHOWN_MAX: Final = 128
 _is_receipt: Final = re.compile(r"[0-9A-Za-z-]{1,128}").fullmatch
@@ -258,13 +259,13 @@ class App:
                 (0 < up < of, f"{up} of {of} connections to the broker are up (mqtt.connections)"),
                 (
                     link.get("state") == "held",
-                    "publishing is held: an event is refused for now, or the disk takes no dead"
-                    " letters (mqtt.last_error)",
+                    f"publishing is held{_where(link, 'held')}: an event is refused for now, or the"
+                    " disk takes no dead letters (mqtt.last_error)",
                 ),
                 (
                     link.get("state") == "dead_letters_full",
-                    "the dead-letter files are full: publishing stops; see `gateway dead-letters"
-                    " ls`",
+                    "the dead-letter files are full: publishing stops"
+                    f"{_where(link, 'dead_letters_full')}; see `gateway dead-letters ls`",
                 ),
                 (
                     self._hung_lately(),
@@ -335,8 +336,11 @@ class App:
         except (OSError, msgspec.DecodeError):
             return {}
         keys = ["broker", "state", "last_error", "last_error_unix_s"]
-        keys += ["connections"] if status.get("connections") else []
-        return {key: status.get(key) for key in keys}
+        link = {key: status.get(key) for key in keys}
+        parts = status.get("connections")
+        if isinstance(parts, list) and parts:
+            link["connections"] = [{key: part.get(key) for key in _PART} for part in parts]
+        return link
 
     def _metrics(self, accept: str | None) -> Answer:
         content_type, body = self._exposition.render(accept)
@@ -345,6 +349,14 @@ class App:
     def close(self) -> None:
         """Give the intent slot back."""
         self.ingest.close()
+
+
+def _where(link: Mapping[str, object], state: str) -> str:
+    """Of a pool, how many of its connections are in `state`: the others go on."""
+    parts = link.get("connections")
+    if not isinstance(parts, list):
+        return ""
+    return f" on {sum(p['state'] == state for p in parts)} of {len(parts)} connections"
 
 
 def in_memory(fd: int) -> str | None:

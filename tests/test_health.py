@@ -288,7 +288,24 @@ def test_a_pool_says_how_many_of_its_connections_are_up(site: Worker) -> None:
     said = site.health()["mqtt"]
     assert (said["connected"], said["state"], said["last_error"]) == (False, "refused", "error 2")
     assert [part["client_id"] for part in said["connections"]] == [f"gw-{n}" for n in range(4)]
+    assert said["connections"][2].keys() == {*LinkStatus.__slots__} - {"broker", "connections"}
     site.count("mqtt_connected", 4)
     assert (site.problems, site.health()["mqtt"]["connected"]) == ("", True)
     site.count("mqtt_connected", 0)
     assert "the broker refuses the connection" in site.problems
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("held", "publishing is held on 1 of 4 connections: an event is refused"),
+        ("dead_letters_full", "publishing stops on 1 of 4 connections; see `gateway dead-letters"),
+    ],
+)
+def test_a_pool_says_how_many_of_its_connections_are_held(
+    site: Worker, state: str, words: str
+) -> None:
+    parts = tuple(LinkStatus().to(state if n == 2 else "connected") for n in range(4))
+    LinkStatus().pooled(parts).write(site.folder / "mqtt-status.json")
+    site.count("mqtt_connected", 4)
+    assert words in site.problems

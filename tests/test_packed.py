@@ -323,6 +323,26 @@ def test_a_pack_that_is_refused_for_now_is_tried_until_it_is_taken(source: Sourc
     settled(source, 300)
 
 
+def test_a_broker_over_its_quota_gets_one_event_at_a_time(source: Source) -> None:
+    """Not all the events of the packs that it refused, at once."""
+    alone: list[bool] = []
+
+    async def broker(peer: brokers.Peer) -> None:
+        await peer.connect()
+        peer.send(brokers.connack())
+        while True:
+            publish = await peer.publish()
+            over = len(alone) < 3
+            if over and numbers(publish.payload) == [0]:
+                alone.append(await peer.silence(0.05))
+            peer.puback(publish.id, 0x97 if over else None)
+
+    source.add(300)
+    scripted(source, broker, drained, **PACKED, pack_bytes_max=4096)
+    assert alone == [True] * 3
+    settled(source, 300)
+
+
 @pytest.mark.parametrize("inflight_max", [1, 1000])
 def test_of_a_pack_that_breaks_connections_only_the_guilty_is_set_aside(
     source: Source, inflight_max: int
