@@ -199,6 +199,7 @@ struct gw_log {
 struct gw_producer {
     gw_log *log;
     gw_intent *intent;
+    uint64_t mapped_from; /* below it this process's page table knows nothing of what was written */
 };
 
 /* ---- shared between gw_log*.c --------------------------------------------------------------------------------- */

@@ -193,7 +193,9 @@ class Batches:
             lsns = batch.lsns if form.ack == http.SINK else b""
             key = object()
             self.held[key] = len(lsns) + len(said["errors"]) + len(said.get("receipts", b""))
-            answer = partial(self._confirmed, key, batch, dead, status, headers, said)
+            # `said` has the errors; as they came, their fields may be as long as the body was.
+            kept = batch._replace(errors=[], lsns=lsns)
+            answer = partial(self._confirmed, key, kept, dead, status, headers, said)
             self._waiting.batch(reply, batch.lsn, form.ack, started_ns, answer)
 
     def _confirmed(

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -705,6 +706,22 @@ def test_every_way_to_stop_has_its_answer(
         assert dict(headers).get("x-log-used") == ("60" if good else None)
     if stop and status != 500:
         assert "resume_at" in body["message"]
+
+
+@pytest.mark.parametrize("ack", [http.DURABLE, http.SINK])
+def test_answer_that_waits_keeps_no_more_than_it_counts(ack: int) -> None:
+    """A field that is unknown may have a name as long as an event."""
+    wrong = (1, http.NUMBER["unknown_field"], "x" * 60_000, 17)
+    came = outcome(1, 1, 0)._replace(errors=[wrong] * 15, lsns=b"l" * 80_000)
+    made_up: Any = MadeUp(came, _log.RUNNING)
+    kept: list[Any] = []
+    made_up.cursor = lambda _: SimpleNamespace(dead_lettered=0)
+    waiting: Any = SimpleNamespace(batch=lambda *arguments: kept.append(arguments[-1]))
+    batches = Batches(made_up, 0, made_up, waiting, HttpConfig(), made_up.refuse, made_up.shed)
+    batches.batch(made_up.reply, "dev", b"[]", http.Form(ack), 0)
+    (counted,) = batches.held.values()
+    (answer,) = kept
+    assert len(repr(answer.args)) < counted + 1024
 
 
 # ---- compressed bodies ---------------------------------------------------------------------------
