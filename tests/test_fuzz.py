@@ -151,7 +151,7 @@ MUTANTS = [
     Mutant(
         "log",
         "read trusts the marker without the CRC",
-        "gw_log.c",
+        "gw_log_read.c",
         "    if (header->crc != gw_record_crc(header, rest, lsn))\n",
         "    if (0)\n",
     ),

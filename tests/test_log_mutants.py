@@ -16,7 +16,7 @@ import pytest
 
 from tests.native_build import NATIVE, TESTS, build, run
 
-LOG, FOLLOW = "gw_log.c", "gw_log_follow.c"
+LOG, READ, FOLLOW = "gw_log.c", "gw_log_read.c", "gw_log_follow.c"
 COMMIT, RECOVER = "gw_log_commit.c", "gw_log_recover.c"
 INDEX, RECEIPT, WAIT = "gw_log_index.c", "gw_log_receipt.c", "gw_log_wait.c"
 
@@ -522,7 +522,7 @@ RULES = [
     ),
     Mutant(
         "read trusts the marker without the CRC",
-        LOG,
+        READ,
         (
             (
                 "    if (header->crc != gw_record_crc(header, rest, lsn))\n        "

@@ -54,7 +54,7 @@ KNOWS = {
 LINES_MAX = 500
 # One noun that does not fit. Shorten the file, then the number; never the other way round.
 LONGER = {
-    "_native/gw_log.c": 560,  # claim and commit, with the small parts they are made of
+    "_native/gw_log.c": 530,  # claim and commit, with the small parts they are made of
     "_native/gw_log_recover.c": 700,
     "_native/log.pyx": 700,  # bindings, boring
     "gateway/embedded_broker.py": 600,
