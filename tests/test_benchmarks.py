@@ -357,6 +357,12 @@ def test_a_peer_that_is_not_itself_voids_the_row() -> None:
         shares.judge("gmqtt", rate=15_000, nginx=100_000)
 
 
+def test_a_peer_is_itself_at_its_known_rate_however_fast_nginx_is() -> None:
+    shares.judge("gmqtt", rate=27_100, nginx=400_000)
+    with pytest.raises(Voided, match=r"0\.068 of nginx"):
+        shares.judge("gmqtt", rate=27_000, nginx=400_000)
+
+
 # ---- latency, memory ---------------------------------------------------------------------------
 
 

@@ -137,7 +137,7 @@ def test_the_versions_of_a_peer_are_pinned(path: Path) -> None:
 
 
 def test_every_peer_has_a_share() -> None:
-    assert set(shares.SHARES) == set(PEERS)
+    assert set(shares.SHARES) == set(shares.RATES) == set(PEERS)
 
 
 # ---- what became of the events -----------------------------------------------------------------
