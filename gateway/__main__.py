@@ -5,6 +5,7 @@ A command imports what it needs itself, so that `version` and `--help` answer at
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import re
@@ -184,6 +185,15 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code; never raises for what a user can mend."""
+    code = _run(arguments)
+    try:
+        sys.stderr.flush()
+    except OSError:  # a full disk: Python would end with 120 for what it cannot say
+        os._exit(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     args = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
@@ -199,8 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, text = _explain(error)
         if text is None:
             raise
-        for line in text.splitlines():
-            print(f"gateway: {line}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the code says it too
+            for line in text.splitlines():
+                print(f"gateway: {line}", file=sys.stderr)
         return code
 
 

@@ -18,6 +18,7 @@ from gateway import __main__ as cli
 from gateway import __version__, _log, demo, log_tools, supervisor
 from gateway._validator import validate
 from gateway.config import Config, example
+from gateway.errors import Exit
 
 COMMANDS = [
     "serve",
@@ -432,3 +433,9 @@ def test_an_interrupted_demo_prints_its_summary(
     monkeypatch.setattr(demo, "bar", interrupt)
     assert demo.run(url, 10_000, 100) == 130
     assert "2 events sent" in capsys.readouterr().out
+
+
+def test_exit_code_is_told_though_standard_error_takes_nothing() -> None:
+    command = [sys.executable, "-m", "gateway", "serve", "--set", "http.workers=0"]
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run(command, stderr=full, timeout=30).returncode == Exit.USAGE
