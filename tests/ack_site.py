@@ -220,6 +220,13 @@ class Site:
         worker: dict[str, int] = answer.json["worker"]
         return worker
 
+    def restore(self) -> None:
+        """As it was: what one test has done to it is nothing to the next."""
+        self.disk("")
+        self.broker.reason = None
+        self.broker.let_go()
+        self.close_clients()
+
     def close_clients(self) -> None:
         """All connections that were made."""
         while self._clients:

@@ -44,9 +44,7 @@ def _let_go(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "site" in request.fixturenames:
         site: Site = request.getfixturevalue("site")
-        site.disk("")
-        site.broker.let_go()
-        site.close_clients()
+        site.restore()
 
 
 _numbers = iter(range(1, 1_000_000))

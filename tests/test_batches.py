@@ -52,10 +52,7 @@ def _let_go(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "site" in request.fixturenames:
         site: Site = request.getfixturevalue("site")
-        site.disk("")
-        site.broker.reason = None
-        site.broker.let_go()
-        site.close_clients()
+        site.restore()
 
 
 _numbers = iter(range(1, 1_000_000_000))
