@@ -62,7 +62,7 @@ cdef object field_of(const gw_verdict *verdict, const uint8_t *body):
     cdef bytes inner = PyBytes_FromStringAndSize(<const char *>body + verdict.field_offset, verdict.field_bytes)
     if verdict.field == GW_FIELD_UNKNOWN:
         return inner.decode("utf-8", "replace")
-    if verdict.field_bytes and name is not None:
+    if verdict.field_offset:  # the inner key may be empty
         return f"{name}.{inner.decode('utf-8', 'replace')}"
     return name
 

@@ -303,6 +303,7 @@ def test_array_is_split_as_python_reads_it(wide_door: Door, body: bytes) -> None
 @example(b'[{\\"a":1}]')
 @example(b'["\\')
 @example(b"[1 2]")
+@example(b'[{"metrics":{"":1}},{"":0},{"tags":{"":1}}]')
 def test_damaged_array_is_judged_as_by_others(wide_door: Door, body: bytes) -> None:
     assert_framing_is_right(wide_door, body)
 
