@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gateway import __version__
+from gateway import __version__, help_texts
 
 if TYPE_CHECKING:
     from gateway.config import Config, Loaded
@@ -45,6 +45,7 @@ examples:
   gateway demo                                 send weather readings to a running gateway
   gateway log verify --set log.directory=DIR   check a log for damage
   gateway log dump | jq .                      the events that wait, as NDJSON
+  gateway openapi >openapi.json                the HTTP interface, for programs
 """
 
 _SERVE: Final = """\
@@ -68,6 +69,16 @@ examples:
   gateway config --example >gateway.toml       a commented file with all settings
 """
 
+_OPENAPI: Final = """\
+Print the HTTP interface as an OpenAPI 3.1 document, with the limits of these settings. A running
+gateway serves its own at /docs/openapi.json, and the JSON Schema of an event at
+/docs/event.schema.json. `gateway --dump-openapi` is the same.
+
+examples:
+  gateway openapi | python3 -m json.tool
+  gateway openapi --yaml --config gateway.toml
+"""
+
 _DEMO: Final = """\
 Send hourly temperatures of Seattle and San Francisco through a running gateway.
 
@@ -76,111 +87,7 @@ examples:
   gateway demo --rate 500 --count 5000
 """
 
-_LOG: Final = """\
-Look at a log, or change its capacity. Only `resize` needs the gateway to be stopped.
-
-examples:
-  gateway log ls                               what it holds and what waits
-  gateway log verify                           is it damaged, and where
-  gateway log dump | jq .                      the events that wait, as NDJSON
-  gateway log replay --since 2025-09-23T11:00:00Z
-  gateway log resize --capacity 1GiB           make it larger
-"""
-
-_LS: Final = """\
-Print what a log holds: positions, the cursor of each sink, what waits to be published, how far back
-a repeated event is recognised.
-
-examples:
-  gateway log ls
-  gateway log ls --records 10 --set log.directory=DIR
-"""
-
-_VERIFY: Final = """\
-Check every record that waits in a log to be published, as the next start would; exits 8 when
-something that was on the disk is damaged, and says where. Nothing is ever written.
-
-examples:
-  gateway log verify
-  gateway log verify --all                     also what is published and not yet written over
-  gateway log verify --json | jq .damage
-"""
-
-_DUMP: Final = """\
-Print records as NDJSON, one line each, with positions. Without options: what waits to be published.
-A position is an lsn, as `gateway log ls` and the dump itself print it. Works beside a running
-gateway, on what is in the file at that moment. Nothing is ever written to the log.
-
-examples:
-  gateway log dump | jq -r .body
-  gateway log dump --all --device boiler-7     all that the ring still holds of one device
-  gateway log dump --from 4096 --to 8192
-  gateway log dump --since 2025-09-23T11:00:00Z --until 2025-09-23T12:00:00Z
-  gateway log dump --all --output dump.ndjson
-"""
-
-_REPLAY: Final = """\
-Publish events of a log again, to the configured broker (mqtt.*), to the same topics: subscribers
-see them again. Works on the log of a gateway that is stopped or running, whose log and connection
-are left alone. It says what it will do first; everything at once wants --yes.
-
-exits 9 when the broker could not be reached or did not answer, 10 when it refused some events.
-
-examples:
-  gateway log replay --since 2025-09-23T11:00:00Z --until 2025-09-23T12:00:00Z
-  gateway log replay --device boiler-7 --set mqtt.url=mqtt://other-broker.example
-  gateway log replay --from 4096 --to 8192
-  gateway log replay --yes                     all that the log still holds
-"""
-
-_RESIZE: Final = """\
-Give a log another capacity, without losing anything that waits. Stop the gateway first. The old
-file is kept as gateway.log.before-resize. Receipts, the recognition of repeats and the place of
-each sink survive; a smaller log recognises repeats less far back.
-
-examples:
-  gateway log resize --capacity 1GiB
-  gateway log resize --capacity 64MiB --set log.directory=DIR
-"""
-
-_DEAD_LETTERS: Final = """\
-Dead letters are events that the broker will never take as they are: it refused them for good (a
-topic that it does not allow, a payload, a size), or they broke the connection again and again. They
-lie in files beside the log, each with its reason, and the other events go on without them.
-All commands work beside a running gateway, and without one.
-
-  1. gateway dead-letters ls                  how many, why, from which devices
-  2. mend the reason: allow the topic at the broker, raise its limit, repair the device
-  3. gateway dead-letters requeue             publish them again; what is taken leaves the files
-     gateway dead-letters drop --yes          or give them up
-"""
-
-_DEAD_LETTERS_SHOW: Final = """\
-Print dead letters as JSON, a line each, oldest first; `body` is the event as it was sent.
-
-examples:
-  gateway dead-letters show --reason 0x87 --limit 5
-  gateway dead-letters show --device boiler-7 | jq -r .body
-"""
-
-_REQUEUE: Final = """\
-Publish dead letters again, now, with the settings mqtt.*; the topic is made anew from mqtt.topic,
-and the client id is that of the gateway with "-requeue" behind it. What the broker takes leaves
-the files, what it refuses again stays: then the exit code is 10; 9 when the broker cannot be
-reached. Ctrl-C ends it at any time, and keeps what was not taken.
-
-examples:
-  gateway dead-letters requeue --config gateway.toml
-  gateway dead-letters requeue --reason 0x87 --device boiler-7
-"""
-
-_DROP: Final = """\
-Remove dead letters for good. To remove all of them, say --yes.
-
-examples:
-  gateway dead-letters drop --reason 0x99
-  gateway dead-letters drop --yes
-"""
+_DUMP_OPENAPI: Final = ("--dump-openapi", "--dump_openapi")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -194,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    args = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in _DUMP_OPENAPI:
+        given[0] = "openapi"
+    args = _parser().parse_args(given)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         code = command(args)
@@ -297,6 +207,14 @@ def _config(args: argparse.Namespace) -> int:
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     for key, value, origin in rows:
         print(f"{key:<{widths[0]}}  {value or '(unset)':<{widths[1]}}  {origin}".rstrip())
+    return 0
+
+
+def _openapi(args: argparse.Namespace) -> int:
+    loaded = _load(args)
+    from gateway import openapi
+
+    print((openapi.yaml if args.yaml else openapi.text)(loaded.config), end="")
     return 0
 
 
@@ -411,10 +329,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"gateway {__version__}")
+    parser.add_argument(*_DUMP_OPENAPI, action="store_true", help="the same as `gateway openapi`")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add(commands, "serve", _serve, "run the gateway", _SERVE, settings)
     shown = _add(commands, "config", _config, "print the effective settings", _CONFIG, settings)
     shown.add_argument("--example", action="store_true", help="print a commented file instead")
+    printed = _add(commands, "openapi", _openapi, "print the HTTP interface", _OPENAPI, settings)
+    printed.add_argument("--yaml", action="store_true", help="YAML instead of JSON")
     demo = _add(commands, "demo", _demo, "send weather readings to a running gateway", _DEMO)
     demo.add_argument("--url", default="http://127.0.0.1:8000", help="the gateway (%(default)s)")
     demo.add_argument("--rate", type=_positive, default=50, help="events a second (%(default)s)")
@@ -432,7 +353,7 @@ def _add_dead_letters(
     parser = commands.add_parser(
         "dead-letters",
         help="look at events that the broker refused for good, publish or drop them",
-        description=_DEAD_LETTERS,
+        description=help_texts.DEAD_LETTERS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -446,9 +367,9 @@ def _add_dead_letters(
         )
     for name, short, text in (
         ("ls", "count them by reason, device and topic", "Print how many there are, and why."),
-        ("show", "print them as JSON, a line each", _DEAD_LETTERS_SHOW),
-        ("requeue", "publish them again", _REQUEUE),
-        ("drop", "remove them for good", _DROP),
+        ("show", "print them as JSON, a line each", help_texts.DEAD_LETTERS_SHOW),
+        ("requeue", "publish them again", help_texts.REQUEUE),
+        ("drop", "remove them for good", help_texts.DROP),
     ):
         chosen = () if name == "ls" else (some,)
         action = _add(actions, name, _dead_letters, short, text, settings, *chosen)
@@ -483,27 +404,31 @@ def _add_log(
     settings: argparse.ArgumentParser,
 ) -> None:
     log = commands.add_parser(
-        "log", help="look at a log without a gateway, or resize it", description=_LOG,
+        "log", help="look at a log without a gateway, or resize it", description=help_texts.LOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     logs = log.add_subparsers(metavar="COMMAND", required=True)
-    ls = _add(logs, "ls", _log_ls, "print what a log holds", _LS, settings)
+    ls = _add(logs, "ls", _log_ls, "print what a log holds", help_texts.LS, settings)
     ls.add_argument(
         "--records", type=_positive, default=0, metavar="N", help="also list the first N that wait"
     )
-    verify = _add(logs, "verify", _log_verify, "check a log for damage", _VERIFY, settings)
+    verify = _add(
+        logs, "verify", _log_verify, "check a log for damage", help_texts.VERIFY, settings
+    )
     verify.add_argument("--all", action="store_true", help="the whole ring, not only what waits")
     verify.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    dump = _add(logs, "dump", _log_dump, "print records as NDJSON", _DUMP, settings)
+    dump = _add(logs, "dump", _log_dump, "print records as NDJSON", help_texts.DUMP, settings)
     dump.add_argument(
         "--all", action="store_true", help="also what is published and not yet written over"
     )
     dump.add_argument("--output", metavar="FILE", help="a new file, there once it is whole")
     _add_range(dump)
-    replay = _add(logs, "replay", _log_replay, "publish events again", _REPLAY, settings)
+    replay = _add(logs, "replay", _log_replay, "publish events again", help_texts.REPLAY, settings)
     _add_range(replay)
     replay.add_argument("--yes", action="store_true", help="also when that is everything")
-    resize = _add(logs, "resize", _log_resize, "change a log's capacity", _RESIZE, settings)
+    resize = _add(
+        logs, "resize", _log_resize, "change a log's capacity", help_texts.RESIZE, settings
+    )
     resize.add_argument(
         "--capacity", required=True, metavar="SIZE", help="a power of two, such as 1GiB"
     )

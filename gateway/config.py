@@ -51,6 +51,7 @@ __all__ = [
     "effective",
     "example",
     "load",
+    "toml",
 ]
 
 NO_BROKER: Final = (
@@ -392,7 +393,7 @@ def effective(loaded: Loaded) -> Iterator[tuple[str, str, str]]:
     """Every setting as (key, value as TOML, origin); secrets are hidden, what is unset is empty."""
     for key, setting in SETTINGS.items():
         value = getattr(getattr(loaded.config, setting.section), setting.name)
-        shown = "(hidden)" if setting.secret and value is not None else _toml(value)
+        shown = "(hidden)" if setting.secret and value is not None else toml(value)
         yield key, shown, loaded.origin[key]
 
 
@@ -430,10 +431,11 @@ def _example_of(setting: Setting) -> Iterator[str]:
     elif setting.default is None:
         yield f'#{setting.name} = ""  # unset'
     else:
-        yield f"#{setting.name} = {_toml(setting.default)}"
+        yield f"#{setting.name} = {toml(setting.default)}"
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """The value of a setting as TOML; empty for one that is unset."""
     if value is None:
         return ""
     if isinstance(value, str):

@@ -8,7 +8,7 @@ pages:
          ── code ─────────────▶ App.refuse, App.refused   say why (and count)
          ── accepted ─────────▶ App.waiting   who asked for more than `enqueue`
          ── any other body ───▶ App.batches   many events, or one that is compressed
-         ── path ─────────────▶ App.page      /readyz /healthz /metrics /v1/receipts/...
+         ── path ─────────────▶ App.page      /readyz /healthz /metrics /docs/... /v1/receipts/...
 
 `gateway._log.Ingest` takes a device id and a body and returns a verdict; it knows no HTTP.
 
@@ -28,7 +28,7 @@ from typing import Final
 
 import msgspec
 
-from gateway import _log, http, metrics
+from gateway import _log, http, metrics, openapi
 from gateway.batches import Batches
 from gateway.errors import REFUSALS, ConfigError
 from gateway.http import Answer
@@ -141,6 +141,7 @@ class App:
             "/healthz": self._health,
             "/health": self._health,
             "/metrics": self._metrics,
+            **openapi.pages(launch.config),
         }
         """GET pages by path; the argument is the header Accept."""
 

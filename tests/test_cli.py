@@ -23,6 +23,7 @@ from gateway.errors import Exit
 COMMANDS = [
     "serve",
     "config",
+    "openapi",
     "demo",
     "log",
     *(f"log {command}" for command in ("ls", "verify", "dump", "replay", "resize")),

@@ -33,7 +33,8 @@ LAYERS = {
     "native": ["_log", "_validator", "_mqtt", "_waiting"],
     "words": [
         *("errors", "logs", "topics", "mqtt_settings", "settings", "config", "inflate", "http"),
-        *("mqtt", "process", "metrics"),
+        *("mqtt", "process", "metrics", "event_schema", "openapi_parts", "yaml", "openapi"),
+        "reference",
     ],
     "work": [
         *("log_tools", "log_dump", "listeners", "opening", "log_resize", "dead_letters", "retry"),
@@ -41,7 +42,7 @@ LAYERS = {
         *("dead_letter_tools", "embedded_broker", "waiting", "batches"),
     ],
     "assembly": ["worker", "delivery", "children", "rolling", "supervisor"],
-    "doors": ["frontends.granian", "demo", "__main__"],
+    "doors": ["frontends.granian", "demo", "help_texts", "__main__"],
 }
 ORDER = ["", "frontends", *(name for names in LAYERS.values() for name in names)]
 # Who may know a library; the rest is kept from it.
