@@ -28,7 +28,7 @@ from typing import Final
 
 import msgspec
 
-from gateway import _log, http, metrics, openapi
+from gateway import _log, docs_ui, http, metrics, openapi
 from gateway.batches import Batches
 from gateway.errors import REFUSALS, ConfigError
 from gateway.http import Answer
@@ -141,6 +141,7 @@ class App:
             "/healthz": self._health,
             "/health": self._health,
             "/metrics": self._metrics,
+            **docs_ui.pages(),
             **openapi.pages(launch.config),
         }
         """GET pages by path; the argument is the header Accept."""

@@ -33,8 +33,8 @@ LAYERS = {
     "native": ["_log", "_validator", "_mqtt", "_waiting"],
     "words": [
         *("errors", "logs", "topics", "mqtt_settings", "settings", "config", "inflate", "http"),
-        *("mqtt", "process", "metrics", "event_schema", "openapi_parts", "yaml", "openapi"),
-        "reference",
+        *("docs_ui", "mqtt", "process", "metrics", "event_schema", "openapi_parts", "yaml"),
+        *("openapi", "reference"),
     ],
     "work": [
         *("log_tools", "log_dump", "listeners", "opening", "log_resize", "dead_letters", "retry"),
