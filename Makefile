@@ -3,7 +3,7 @@
 #   make bench-peers BENCH=quick            make bench-peers ARGS=--readme
 #   make fuzz FUZZ_SECONDS=600              make torture SECONDS=600 SEED=7
 #   make loadtest LOAD=quick
-.PHONY: run test torture demo install bench bench-peers loadtest fuzz lint fmt clean
+.PHONY: run test test-image torture demo install dist bench bench-peers loadtest fuzz lint fmt clean
 ARGS =
 BENCH =
 LOAD =
@@ -15,6 +15,10 @@ run:
 	@sh scripts/run $(ARGS)
 test:
 	@sh scripts/test $(ARGS)
+test-image:
+	@sh scripts/test-image $(ARGS)
+dist:
+	@sh scripts/dist
 torture:
 	@sh scripts/torture --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 demo: install

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from gateway import __version__, help_texts
 
 if TYPE_CHECKING:
-    from gateway.config import Config, Loaded
+    from gateway.config import Loaded
     from gateway.log_dump import Selection
 
 EXIT_CODES: Final = {
@@ -67,6 +67,13 @@ Print the effective settings and where each came from. Secrets are hidden.
 examples:
   gateway config --set http.workers=2
   gateway config --example >gateway.toml       a commented file with all settings
+"""
+
+_HEALTH: Final = """\
+Ask a running gateway whether it takes events (GET /readyz): exits 0 when it does, else 1, and says
+why. Without --url the gateway that these settings describe, on this machine.
+
+  gateway health --url http://127.0.0.1:9000 --timeout 1
 """
 
 _OPENAPI: Final = """\
@@ -166,35 +173,10 @@ def _serve(args: argparse.Namespace) -> int:
     loaded = _load(args)
     if loaded.config.mqtt.url is None:
         raise ConfigError(NO_BROKER)
-    from gateway import supervisor
+    from gateway import demo, supervisor
 
-    try_it = _try_it(loaded.config) if loaded.config.mqtt.url == "embedded" else None
+    try_it = demo.try_it(loaded.config) if loaded.config.mqtt.url == "embedded" else None
     return supervisor.run(loaded.config, loaded.origin, try_it)
-
-
-def _try_it(config: "Config") -> str:
-    """Lines to type beside a gateway with its embedded broker."""
-    http, mqtt = config.http, config.mqtt
-    host = "127.0.0.1" if http.host in ("0.0.0.0", "::", "localhost") else http.host
-    host = f"[{host}]" if ":" in host else host
-    topic = mqtt.topic.partition("{device_id}")[0].rpartition("/")[0]
-    topic = f"{topic}/#" if topic else "#"
-    bin_ = os.path.dirname(sys.executable)  # the other terminal may be in another folder
-    return f"""\
-Watch events arrive, in another terminal, with one of
-
-    mosquitto_sub -V mqttv5 -h 127.0.0.1 -p {mqtt.embedded_port} -t '{topic}' -v
-    {bin_}/mqttools subscribe --host 127.0.0.1 --port {mqtt.embedded_port} '{topic}'
-
-and send one, in a third, with
-
-    curl -i http://{host}:{http.port}/v1/ingest/boiler-7 -H 'Content-Type: application/json' \\
-         -d '{{"seq":1,"metrics":{{"temp_c":21.5}},"tags":{{"site":"AAL"}}}}'
-
-or some hundred readings of weather stations with
-
-    {bin_}/gateway demo --url http://{host}:{http.port}
-"""
 
 
 def _config(args: argparse.Namespace) -> int:
@@ -222,6 +204,13 @@ def _demo(args: argparse.Namespace) -> int:
     from gateway import demo
 
     return demo.run(args.url, args.rate, args.count)
+
+
+def _health(args: argparse.Namespace) -> int:
+    from gateway import health_check
+
+    url = args.url or health_check.url_of(_load(args).config.http)
+    return health_check.run(url, args.timeout)
 
 
 def _log_ls(args: argparse.Namespace) -> int:
@@ -340,6 +329,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--url", default="http://127.0.0.1:8000", help="the gateway (%(default)s)")
     demo.add_argument("--rate", type=_positive, default=50, help="events a second (%(default)s)")
     demo.add_argument("--count", type=_positive, default=300, help="events in all (%(default)s)")
+    health = _add(commands, "health", _health, "ask whether it takes events", _HEALTH, settings)
+    health.add_argument("--url", help="the gateway (http.host and http.port of the settings)")
+    health.add_argument("--timeout", type=_positive, default=3, help="seconds (%(default)s)")
     _add_log(commands, settings)
     _add_dead_letters(commands, settings)
     _add(commands, "version", _version, "print the version", "Print the version.")

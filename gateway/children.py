@@ -256,6 +256,14 @@ class Pulse:
         self._seen = now
         return hung
 
+    @property
+    def has_beaten(self) -> bool:
+        """Each has counted since it began: the process runs."""
+        return all(
+            beaten or now != seen
+            for beaten, now, seen in zip(self._beaten, self._read(), self._seen, strict=True)
+        )
+
     def _read(self) -> list[int]:
         return [self._log.counter(_log.BLOCK_DELIVERY, word) for word in self._words]
 

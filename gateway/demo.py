@@ -9,6 +9,7 @@ import csv
 import http.client
 import itertools
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -18,10 +19,36 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.errors import ConfigError, Exit
+from gateway.settings import Config
 
 DATA: Final = Path(__file__).parent / "demo_data" / "temperatures.csv"
 TIMEOUT_S: Final = 10
 BAR_COLUMNS: Final = 40
+
+
+def try_it(config: Config) -> str:
+    """Lines to type beside a gateway with its embedded broker."""
+    http, mqtt = config.http, config.mqtt
+    host = "127.0.0.1" if http.host in ("0.0.0.0", "::", "localhost") else http.host
+    host = f"[{host}]" if ":" in host else host
+    topic = mqtt.topic.partition("{device_id}")[0].rpartition("/")[0]
+    topic = f"{topic}/#" if topic else "#"
+    bin_ = os.path.dirname(sys.executable)  # the other terminal may be in another folder
+    return f"""\
+Watch events arrive, in another terminal, with one of
+
+    mosquitto_sub -V mqttv5 -h 127.0.0.1 -p {mqtt.embedded_port} -t '{topic}' -v
+    {bin_}/mqttools subscribe --host 127.0.0.1 --port {mqtt.embedded_port} '{topic}'
+
+and send one, in a third, with
+
+    curl -i http://{host}:{http.port}/v1/ingest/boiler-7 -H 'Content-Type: application/json' \\
+         -d '{{"seq":1,"metrics":{{"temp_c":21.5}},"tags":{{"site":"AAL"}}}}'
+
+or some hundred readings of weather stations with
+
+    {bin_}/gateway demo --url http://{host}:{http.port}
+"""
 
 
 def readings() -> list[tuple[str, str, float]]:

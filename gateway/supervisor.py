@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from gateway import _log, logs, metrics, opening, process
+from gateway import _log, logs, metrics, opening, process, systemd
 from gateway.children import HUNG_S, TICK_S, Child, Children, Pulse, how
 from gateway.config import Config
 from gateway.dead_letters import DeadLetters
@@ -59,6 +59,9 @@ class Supervisor:
         self._roll_again = False
         self._looked_s = 0.0
         """When the supervisor last looked around."""
+        self._systemd = systemd.Notifier.take()
+        self._is_ready = False
+        """Everything runs, and the service manager has been told."""
         self._log: _log.Log
         self._children: Children
         self._listeners: Listeners
@@ -111,6 +114,7 @@ class Supervisor:
         finally:
             self._children.signal_all(signal.SIGKILL)
             self._listeners.close_all()
+            self._systemd.close()
         _logger.info("ended, exit code %d", self._code)
         for number in _SIGNALS:  # Python takes the handlers away before it exits: a signal that
             signal.signal(number, signal.SIG_IGN)  # comes then would take the exit code's place
@@ -142,6 +146,14 @@ class Supervisor:
             self._looked_s = now
             if not self._ending:
                 self._look_around(elapsed_s)
+        self._systemd.beat()
+        if not self._is_ready and not self._ending and self._roll is None and self._all_serve():
+            self._is_ready = True
+            http = self._config.http
+            self._systemd.ready(f"takes events on {http.host} port {http.port}")
+
+    def _all_serve(self) -> bool:
+        return all(c.is_ready for c in self._children.workers) and self._pulse.has_beaten
 
     def _look_around(self, elapsed_s: float) -> None:
         """`elapsed_s` that this process has lived through have passed."""
@@ -214,6 +226,8 @@ class Supervisor:
             _logger.info("SIGHUP: another rolling restart follows the one that is under way")
             self._roll_again = True
             return
+        self._is_ready = False
+        self._systemd.reloading("rolling restart")
         _logger.info(
             "SIGHUP: rolling restart of %d workers, then of delivery, with the settings of the"
             " start (certificate files are read again, the configuration is not)",
@@ -233,6 +247,9 @@ class Supervisor:
 
     def _drain(self) -> None:
         self._ending = True
+        self._systemd.stopping(
+            f"draining, for at most {self._config.http.drain_deadline_ms / 1000:g} s"
+        )
         self._roll = None
         self._log.state = _log.DRAINING
         delivery = self._children.delivery
@@ -270,6 +287,7 @@ class Supervisor:
         self._ending = True
         self._roll = None
         self._code = code
+        self._systemd.stopping(f"ends with exit code {code}")
         if self._log.state == _log.RUNNING:
             self._log.state = _log.DRAINING
         self._children.start_none()

@@ -69,6 +69,8 @@ class GatewayProcess:
         self.environment = dict(os.environ)
         self.root = ROOT
         """Where its `gateway` package lies: another build for a mutant."""
+        self.wrapper: list[str] = []
+        """A program that starts it, such as strace; `pid` is that one's then."""
         atexit.register(self.kill)  # a test that fails before it stops it leaves nothing behind
 
     # ---- life ------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ class GatewayProcess:
         ]
         with (self.directory / "stderr.txt").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", *sets],
+                [*self.wrapper, sys.executable, "-m", "gateway", "serve", *sets],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -32,9 +32,9 @@ C += sorted(
 LAYERS = {
     "native": ["_log", "_validator", "_mqtt", "_waiting"],
     "words": [
-        *("errors", "logs", "topics", "mqtt_settings", "settings", "config", "inflate", "http"),
-        *("docs_ui", "mqtt", "process", "metrics", "event_schema", "openapi_parts", "yaml"),
-        *("openapi", "reference"),
+        *("errors", "logs", "systemd", "topics", "mqtt_settings", "settings", "config"),
+        *("inflate", "http", "docs_ui", "mqtt", "process", "metrics"),
+        *("event_schema", "openapi_parts", "yaml", "openapi", "reference"),
     ],
     "work": [
         *("log_tools", "log_dump", "listeners", "opening", "log_resize", "dead_letters", "retry"),
@@ -42,7 +42,7 @@ LAYERS = {
         *("dead_letter_tools", "embedded_broker", "waiting", "batches"),
     ],
     "assembly": ["worker", "delivery", "children", "rolling", "supervisor"],
-    "doors": ["frontends.granian", "demo", "help_texts", "__main__"],
+    "doors": ["frontends.granian", "demo", "health_check", "help_texts", "__main__"],
 }
 ORDER = ["", "frontends", *(name for names in LAYERS.values() for name in names)]
 # Who may know a library; the rest is kept from it.
