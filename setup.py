@@ -78,6 +78,7 @@ setup(
             extension("_log", "_native/log.pyx", [*LOG, *INGEST, *VALIDATOR]),
             extension("_waiting", "_native/waiting.pyx", ["_native/gw_waiting.c", *LOG]),
             extension("_mqtt", "_native/mqtt.pyx", [*MQTT, *LOG]),
+            extension("_lines", "_native/lines.pyx", ["_native/gw_lines.c", *LOG]),
         ],
         build_dir="build/cython",
         language_level=3,

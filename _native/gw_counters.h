@@ -62,7 +62,14 @@ enum gw_counter {
     GW_COUNTER_BATCH_EVENTS,      /* events in them, looked at or not */
     GW_COUNTER_INFLATED_BYTES,    /* of compressed bodies, as they were before */
     GW_COUNTER_MQTT_THROTTLED_NS, /* something to publish waited so long for tokens; all connections */
-    GW_COUNTER_WORDS = 192
+    GW_COUNTER_FILE_BYTES,        /* of lines written, before compression */
+    GW_COUNTER_FILE_SYNCS,
+    GW_COUNTER_FILE_SYNC_NS,
+    GW_COUNTER_FILE_FILES,          /* finished */
+    GW_COUNTER_FILE_REMOVED,        /* finished files removed for files_max */
+    GW_COUNTER_FILE_WRITE_FAILURES, /* times that writing had to be held */
+    GW_COUNTER_FILE_UP,             /* gauge: 1 while the sink writes */
+    GW_COUNTER_WORDS = 200
 };
 
 typedef struct gw_counter_block {

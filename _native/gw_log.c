@@ -189,16 +189,6 @@ uint64_t gw_log_used(const gw_log *log)
     return gw_log_tail(log) - reclaim;
 }
 
-uint64_t gw_log_least_cursor(const gw_log *log)
-{
-    uint64_t least = UINT64_MAX;
-    for (unsigned i = 0; i < log->shared->sinks; i++) {
-        uint64_t lsn = gw_cursor_load(log, i).lsn;
-        least = lsn < least ? lsn : least;
-    }
-    return least;
-}
-
 void gw_log_set_water(gw_log *log, uint64_t high, uint64_t low)
 {
     gw_shared *shared = log->shared;
@@ -238,44 +228,6 @@ void gw_log_set_state(gw_log *log, enum gw_state state)
 gw_counter_block *gw_log_counters(gw_log *log, unsigned block)
 {
     return block < GW_BLOCK_COUNT ? &log->shared->counters[block] : NULL;
-}
-
-int64_t gw_log_unexplained(const gw_log *log, unsigned sink)
-{
-    /* the cursor first: it is never above the committed position that is read after it */
-    gw_cursor cursor = gw_cursor_load(log, sink), committed = gw_versioned_load(&log->shared->committed);
-    uint64_t in_log = cursor.lsn == committed.lsn ? 0 : committed.ordinal - cursor.ordinal;
-    return (int64_t)(committed.ordinal - cursor.base - cursor.published - cursor.dead_lettered - in_log);
-}
-
-int gw_log_sink(const gw_log *log, const char *name)
-{
-    for (unsigned i = 0; i < log->shared->sinks; i++)
-        if (strncmp(log->shared->sink_name[i], name, GW_SINK_NAME_BYTES) == 0)
-            return (int)i;
-    return -1;
-}
-
-gw_cursor gw_cursor_load(const gw_log *log, unsigned sink)
-{
-    return gw_versioned_load(&log->shared->cursor[sink]);
-}
-
-bool gw_reclaim_is_urgent(const gw_log *log, uint64_t least)
-{
-    uint64_t reclaim = gw_log_reclaim(log), capacity = log->mask + 1;
-    return gw_log_tail(log) - reclaim > capacity / 2 && least > reclaim && least - reclaim > capacity / 4;
-}
-
-void gw_cursor_store(gw_log *log, unsigned sink, const gw_cursor *cursor)
-{
-    gw_shared *shared = log->shared;
-    gw_versioned_store(&shared->cursor[sink], cursor);
-    atomic_thread_fence(memory_order_seq_cst); /* F */
-    uint32_t flag = atomic_load_explicit(&shared->committer_flag, memory_order_relaxed);
-    if (flag == GW_SLEEPS || (flag == GW_RESTS && gw_reclaim_is_urgent(log, cursor->lsn)))
-        gw_futex_wake(&shared->committer_word);
-    gw_wake_waiters(log, GW_WAITS_SINKS);
 }
 
 /* ---- producers ------------------------------------------------------------------------------------------------ */

@@ -5,14 +5,19 @@
  *   P2  `durable` is a position such that an fdatasync that covers every byte below it has returned.
  *   P3  Only a record whose marker, size and CRC agree is ever read: nothing torn, stale or forged.
  *   P4  A producer never waits: full, draining and failed are verdicts. A dead producer's claim becomes a PAD.
- *   P5  A position is overwritten only when it lies below `reclaim`: the least cursor whose fdatasync has returned.
+ *   P5  A position is overwritten only when it lies below `reclaim`: the least cursor of a required sink, in a slot
+ *       whose fdatasync has returned.
  *   P6  Of the events with one key (device id, boot, seq) at most one stands in the last `capacity` bytes claimed.
  *
  * Positions (lsn) are byte counts, multiples of 8, above 0, that only grow; masked at use. One writer each:
  *
- *     reclaim  <=  cursor of each sink  <=  committed  <=  tail  <=  reclaim + capacity
- *     committer    the sink's publisher     follower       producers
+ *     reclaim  <=  cursor of each required sink  <=  committed  <=  tail  <=  reclaim + capacity
+ *     committer    the sink's writer                 follower       producers
  *                  durable <= committed     (durable: committer, which may move `committed` too, under a mutex)
+ *
+ * A sink that is not required (optional) holds nothing back: reclaim passes its cursor, and what producers write over
+ * is skipped. Its reader copies, then asks whether the place was written over meanwhile (gw_log_lapped); if so, what it
+ * copied counts for nothing, and gw_log_skip moves the cursor to the least required one.
  *
  * The file
  *     page 0   identity: written once
@@ -62,7 +67,8 @@ typedef enum gw_status {
     GW_ERRNO,     /* a system call failed; gw_error.error_number says how */
     GW_DUPLICATE, /* verdict: the same key with the same body stands in the log at *lsn; nothing was added */
     GW_CONFLICT,  /* verdict: the same key with another body stands there; nothing was added */
-    GW_BUSY       /* verdict: another producer is writing this key at *lsn: ask again once committed > *lsn */
+    GW_BUSY,      /* verdict: another producer is writing this key at *lsn: ask again once committed > *lsn */
+    GW_LAPPED     /* verdict: the place of a reader that nothing waits for was written over */
 } gw_status;
 
 /* Where and why, for statuses that are not verdicts. */
@@ -111,11 +117,21 @@ typedef struct gw_record {
 } gw_record;
 
 /* A sink's place and its books. Everything below lsn is done for the sink; ordinal counts the DATA records below lsn,
- * base those that were there before the sink was: ordinal - base = published + dead_lettered, or events are
- * unexplained. */
+ * base those that were there before the sink was: ordinal - base = published + dead_lettered + skipped, or events are
+ * unexplained. Only a sink that is, or was, optional has skipped any: they were written over before it came to them. */
 typedef struct gw_cursor {
-    uint64_t lsn, ordinal, published, dead_lettered, base;
+    uint64_t lsn, ordinal, published, dead_lettered, base, skipped;
 } gw_cursor;
+
+/* The sinks of a run. `names`, NULL-terminated, name the cursors; one that the file does not know starts at the end.
+ * Bit k of `optional`: nothing waits for names[k]; one at least must be required (a log that never had a sink may have
+ * none: then reclaim is the watermark). A sink that the file knows and that is not named is forgotten if no event waits
+ * for it, or if it is `forget`; else the log is not opened (GW_ERRNO, EINVAL). */
+typedef struct gw_sinks {
+    const char *const *names;
+    uint32_t optional;
+    const char *forget; /* or NULL */
+} gw_sinks;
 
 /* ---- life of a log ------------------------------------------------------------------------------------------ */
 
@@ -136,7 +152,7 @@ typedef struct gw_recovery {
     uint64_t start;          /* S: the first position of the new epoch */
     uint64_t watermark;      /* W as persisted */
     uint64_t end;            /* E: end of the last whole record */
-    uint64_t records, bytes; /* DATA records in [least cursor, E) */
+    uint64_t records, bytes; /* DATA records in [least required cursor, E) */
     uint64_t torn_bytes;     /* holes at or above the watermark */
     uint64_t corrupt_bytes;  /* holes below it */
     uint32_t corrupt_count;  /* number of corrupt ranges; the first GW_DAMAGE_MAX are listed */
@@ -146,10 +162,9 @@ typedef struct gw_recovery {
 
 /* Take the exclusive lock, recover, open a new epoch. `fd_lock` is an open file description of the log that this call
  * locks; children inherit it, so the lock lives as long as anyone who maps the log (and it is the witness of write
- * errors: nobody else syncs it). `sinks` name the cursors, NULL-terminated; a name that the file does not know starts
- * at the end. Corruption below the watermark gives GW_CORRUPT with *report filled unless `accept_corruption`: the
- * caller copies the file aside and calls again. */
-gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, bool accept_corruption, gw_log **log,
+ * errors: nobody else syncs it). Corruption below the watermark gives GW_CORRUPT with *report filled unless
+ * `accept_corruption`: the caller copies the file aside and calls again. */
+gw_status gw_log_open(const char *path, int fd_lock, const gw_sinks *sinks, bool accept_corruption, gw_log **log,
                       gw_recovery *report, gw_error *error);
 
 /* A child's view: both descriptors are inherited. */
@@ -163,7 +178,9 @@ gw_status gw_log_scan(const char *path, gw_log **log, gw_recovery *report, gw_er
  * the header) and checked there, so the answer is right also while a gateway writes to the file; `record` points into
  * the buffer. GW_OK or GW_EMPTY. */
 gw_status gw_log_next(const gw_log *log, uint64_t lsn, uint64_t limit, uint8_t *buffer, gw_record *record);
-/* The name of a sink's cursor (GW_SINK_NAME_BYTES, not always 0-terminated), or NULL: there are not so many. */
+/* The name of a sink's cursor (GW_SINK_NAME_BYTES, not always 0-terminated), or NULL: there are not so many. Empty:
+ * the place of a sink that was forgotten; dead letters' bytes tell sinks apart by their places, so the others keep
+ * theirs. */
 const char *gw_log_sink_name(const gw_log *log, unsigned sink);
 
 /* The same log with another capacity as a new file at `path`, synced and read back; `log` and `found` are of
@@ -188,10 +205,12 @@ enum gw_state gw_log_state(const gw_log *log);
 /* RUNNING -> DRAINING or FAILED; closes the tail for new claims; FAILED is final. */
 void gw_log_set_state(gw_log *log, enum gw_state state);
 gw_counter_block *gw_log_counters(gw_log *log, unsigned block);
-/* The gap in the books of `sink`: accepted - published - dead-lettered - still in the log. 0, or the number of events
- * that nobody can explain (negative: counted twice). When the cursor stands at committed, nothing is in the log,
- * whatever the sink has counted; a cursor that jumped shows there. */
+/* The gap in the books of `sink`: accepted - published - dead-lettered - skipped - still in the log. 0, or the number
+ * of events that nobody can explain (negative: counted twice). When the cursor stands at committed, nothing is in the
+ * log, whatever the sink has counted; a cursor that jumped shows there. */
 int64_t gw_log_unexplained(const gw_log *log, unsigned sink);
+/* Events that the sink has not passed yet, also those that it will have to skip. */
+uint64_t gw_log_lag_events(const gw_log *log, unsigned sink);
 
 /* ---- producers ---------------------------------------------------------------------------------------------- */
 
@@ -226,8 +245,8 @@ enum gw_receipt_state {
     GW_RECEIPT_UNKNOWN = 0,   /* not one of this log's, or nobody can say any more */
     GW_RECEIPT_ENQUEUED,      /* committed */
     GW_RECEIPT_DURABLE,       /* an fdatasync covers it */
-    GW_RECEIPT_DELIVERED,     /* every sink confirmed it */
-    GW_RECEIPT_DEAD_LETTERED, /* a sink has set it aside */
+    GW_RECEIPT_DELIVERED,     /* every required sink confirmed it */
+    GW_RECEIPT_DEAD_LETTERED, /* a required sink has set it aside */
     GW_RECEIPT_FINISHED,      /* written over since: it was delivered or dead-lettered before */
     GW_RECEIPT_LOST           /* a power cut took it before an fdatasync covered it */
 };
@@ -237,18 +256,26 @@ enum gw_receipt_state gw_log_state_of(const gw_log *log, uint64_t lsn);
 
 /* ---- waiting for `durable` and for sinks --------------------------------------------------------------------- */
 
-/* Worker `worker` (0 .. GW_WORKERS_MAX - 1) will wait until `durable` lies above lsn (or, with `sink`, every cursor):
- * the committer (or the follower) hurries. Any thread. */
+/* Worker `worker` (0 .. GW_WORKERS_MAX - 1) will wait until `durable` lies above lsn (or, with `sink`, every required
+ * cursor): the committer (or the follower) hurries. Any thread. */
 void gw_log_want(gw_log *log, unsigned worker, uint64_t lsn, bool sink);
-/* Sleep until durable > durable_above, or the least cursor > sinks_above, or committed > committed_above (UINT64_MAX:
- * not waited for), or the state is FAILED, or the worker's word is no longer `word`, or timeout_ms have passed.
- * Returns the word. One thread a worker. */
+/* Sleep until durable > durable_above, or the least required cursor > sinks_above, or committed > committed_above
+ * (UINT64_MAX: not waited for), or the state is FAILED, or the worker's word is no longer `word`, or timeout_ms have
+ * passed. Returns the word. One thread a worker. */
 uint32_t gw_log_wait(gw_log *log, unsigned worker, uint32_t word, uint64_t durable_above, uint64_t sinks_above,
                      uint64_t committed_above, int timeout_ms);
 /* Change the worker's word and wake its sleeper: there is somebody new to wait for. */
 void gw_log_nudge(gw_log *log, unsigned worker);
-/* The least cursor of all sinks. */
+/* The least cursor of the required sinks. */
 uint64_t gw_log_least_cursor(const gw_log *log);
+bool gw_log_is_required(const gw_log *log, unsigned sink);
+/* A sink reads below `durable` only: the committer hurries also for who waits for sinks. Set at the start of a run. */
+void gw_log_set_sinks_want_durable(gw_log *log, bool wanted);
+bool gw_log_sinks_want_durable(const gw_log *log);
+/* Sleep until durable > seen, or gw_log_wake_durable was called since the last return, or timeout_ms have passed.
+ * Returns durable. One thread of the delivery process. A log that has failed ends the sleep once, not each time. */
+uint64_t gw_log_wait_durable(gw_log *log, uint64_t seen, int timeout_ms);
+void gw_log_wake_durable(gw_log *log);
 
 /* ---- the delivery process ----------------------------------------------------------------------------------- */
 
@@ -267,10 +294,18 @@ gw_status gw_log_read(const gw_log *log, uint64_t lsn, gw_record *record);
 /* It will be read soon: start loading its first lines. */
 void gw_log_prefetch(const gw_log *log, uint64_t lsn);
 
+/* What was copied from [lsn, ...) until now may be torn: producers have claimed its place again. Only the reader of an
+ * optional sink has to ask. */
+bool gw_log_lapped(const gw_log *log, uint64_t lsn);
+
 int gw_log_sink(const gw_log *log, const char *name); /* index, or -1 */
 gw_cursor gw_cursor_load(const gw_log *log, unsigned sink);
 /* One writer a sink; atomic towards SIGKILL and other readers. */
 void gw_cursor_store(gw_log *log, unsigned sink, const gw_cursor *cursor);
+/* The cursor of an optional sink whose place was written over moves to the least required cursor. Returns how many
+ * events it missed (they are in its books), 0 when it need not move. By its writer only, who has confirmed before what
+ * is safe. */
+uint64_t gw_log_skip(gw_log *log, unsigned sink);
 
 /* The record at `lsn`, which the sink's cursor has not passed, is set aside by this sink. Call it when the dead letter
  * is on the disk and before the cursor passes; after a start, again for every dead letter that is on file. False: no

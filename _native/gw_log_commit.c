@@ -4,7 +4,7 @@
  *   1 cursors, then C = committed (so that no cursor lies above C)
  *   2 the older slot page: sequence + 1, W = durable as it is, the cursors, the epochs
  *   3 fdatasync
- *   4 durable = C: from here devices may be told "durable"; reclaim = the least cursor of that slot
+ *   4 durable = C: from here devices may be told "durable"; reclaim = the least required cursor of that slot
  * W is what an earlier sync covered, so a slot that reached the disk before its data promises nothing. One slot write a
  * sync: the other slot is always whole. Reclaim follows persisted cursors only: after a power cut the cursor points at
  * bytes that are still of its lap.
@@ -83,15 +83,18 @@ gw_status gw_log_sync(gw_log *log, bool *changed, gw_error *error)
     gw_shared *shared = log->shared;
     if (gw_log_state(log) == GW_STATE_FAILED)
         return gw_fail(error, GW_FAILED, 0, gw_log_durable(log), "the log is in state FAILED");
-    gw_slot_page page = {
-        .watermark = gw_log_durable(log), .epoch = shared->epoch, .epochs = shared->epochs, .sinks = shared->sinks};
+    gw_slot_page page = {.watermark = gw_log_durable(log),
+                         .epoch = shared->epoch,
+                         .epochs = shared->epochs,
+                         .sinks = shared->sinks,
+                         .optional = shared->optional};
     memcpy(page.range, shared->range, sizeof page.range);
     memcpy(page.lost_from, shared->lost_from, sizeof page.lost_from);
     uint64_t least = ~0ull;
     for (unsigned i = 0; i < shared->sinks; i++) {
         memcpy(page.sink[i].name, shared->sink_name[i], GW_SINK_NAME_BYTES);
         page.sink[i].cursor = gw_cursor_load(log, i);
-        if (page.sink[i].cursor.lsn < least)
+        if (!(page.optional >> i & 1) && page.sink[i].cursor.lsn < least)
             least = page.sink[i].cursor.lsn;
     }
     uint64_t committed = gw_log_committed(log);

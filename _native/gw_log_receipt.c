@@ -8,8 +8,8 @@
  *                                                                 below lsn in that epoch, or does not know the epoch
  *   no whole DATA record of that epoch                            lost; below every cursor it was published once, and
  *                                                                 torn later: as if written over
- *   a record with a dead byte                                     dead_lettered
- *   below every cursor · below durable · else                     delivered · durable · enqueued
+ *   a record with a required sink's dead byte                     dead_lettered
+ *   below every required cursor · below durable · else            delivered · durable · enqueued
  *
  * The cursors are read before the dead word (A), and the publisher marks before its cursor passes: a dead-lettered
  * record is never called delivered. The epoch is part of a receipt: after a power cut another record may stand at the
@@ -132,7 +132,7 @@ static enum gw_receipt_state state_of(const gw_log *log, uint64_t epoch, uint64_
         return holes_before(shared, lsn) ? GW_RECEIPT_UNKNOWN : GW_RECEIPT_FINISHED;
     if (!whole)
         return GW_RECEIPT_LOST;
-    if (gw_dead_sinks(dead))
+    if (gw_dead_sinks(dead) & ~shared->optional)
         return GW_RECEIPT_DEAD_LETTERED;
     return least != UINT64_MAX && least > lsn ? GW_RECEIPT_DELIVERED
            : durable > lsn                    ? GW_RECEIPT_DURABLE

@@ -1,6 +1,7 @@
 /* gw_log_recover.c - map, open (recovery), scan, attach.
  *
- * Recovery (docs/log.md, "Start"). c: least persisted cursor; W: persisted watermark; E: end of the last whole record.
+ * Recovery (docs/log.md, "Start"). c: least persisted cursor of a sink that was required then; W: persisted watermark;
+ * E: end of the last whole record.
  *
  *   what stands at p                                     verdict
  *   -------------------------------------------------    ---------------------------------------------------------
@@ -12,6 +13,10 @@
  * so that a half-written record hides nothing behind it. A former lap's record never passes: its marker and its CRC
  * carry another position. Writing goes on at S = max(E, W, every persisted position) in a new epoch: a marker that a
  * power cut left behind above E belongs to an older epoch and can never make a new claim look written.
+ *
+ * Below c nothing was kept for the sinks that were optional. One whose cursor X lies there stays if it is still in
+ * the ring (S <= X + capacity) and whole records lead from X to c; else it moves to c, and what it missed is counted.
+ * Its ordinal and that of c are exact, so the books are. Which sinks are optional from now on is said by the caller.
  *
  * Order of the writes: slots dirty, fdatasync (what was found is what stays) | PADs over holes and [E, S), [W, E)
  * dirty, slot with the new epoch, fdatasync | then the first claim. A crash between them repeats the same recovery.
@@ -120,46 +125,6 @@ void gw_log_close(gw_log *log)
 
 /* ---- what is on disk ------------------------------------------------------------------------------------------ */
 
-static uint64_t least_cursor(const gw_slot_page *slot)
-{
-    uint64_t least = slot->sinks ? ~0ull : slot->watermark;
-    for (unsigned i = 0; i < slot->sinks; i++)
-        if (slot->sink[i].cursor.lsn < least)
-            least = slot->sink[i].cursor.lsn;
-    return least;
-}
-
-/* Whether its positions are such as a gateway writes. The checksum is no secret: a page made by another hand must not
- * lead outside the map, nor to a hole longer than the ring. */
-static bool slot_is_sane(const gw_slot_page *page, uint64_t capacity)
-{
-    if (page->epochs < 1 || page->epochs > GW_EPOCHS_MAX || page->sinks > GW_SINKS_MAX)
-        return false;
-    uint64_t c = least_cursor(page), limit = c + capacity, bits = page->watermark | c;
-    const gw_epoch_range *last = &page->range[page->epochs - 1];
-    bool sane = c >= GW_FIRST_LSN && c <= UINT64_MAX / 2 && page->watermark >= GW_FIRST_LSN &&
-                page->watermark <= limit && last->start <= limit && last->epoch == page->epoch;
-    for (unsigned i = 0; i < page->sinks; i++) {
-        bits |= page->sink[i].cursor.lsn;
-        sane &= page->sink[i].cursor.lsn <= limit;
-    }
-    for (unsigned i = 0; i < page->epochs; i++) {
-        const gw_epoch_range *range = &page->range[i];
-        bits |= range->start;
-        sane &= i == 0 || (range->start > range[-1].start && range->epoch > range[-1].epoch);
-    }
-    return sane && bits % 8 == 0;
-}
-
-static bool slot_read(const gw_log *log, unsigned which, gw_slot_page *page)
-{
-    memcpy(page, log->file + (1 + which) * GW_PAGE, sizeof *page);
-    uint32_t crc = page->crc;
-    page->crc = 0;
-    return page->magic == GW_SLOT_MAGIC && page->version == GW_LOG_VERSION && crc == gw_crc32c(0, page, sizeof *page) &&
-           slot_is_sane(page, log->mask + 1);
-}
-
 typedef struct scan {
     const gw_log *log;
     const gw_slot_page *slot;
@@ -237,11 +202,13 @@ static void corrupt_add(gw_recovery *report, uint64_t from, uint64_t to)
  * what it has published stays explained. */
 static uint64_t end_ordinal(gw_slot_page *slot, const gw_recovery *report, const uint64_t *records_above)
 {
-    uint64_t least = least_cursor(slot), end = report->records;
+    uint64_t least = gw_slot_kept(slot), end = report->records;
     for (unsigned i = 0; i < slot->sinks; i++)
         if (slot->sink[i].cursor.lsn == least)
             end = slot->sink[i].cursor.ordinal + report->records;
     for (unsigned i = 0; i < slot->sinks; i++) {
+        if (slot->sink[i].cursor.lsn < least) /* an optional one: what it missed is no loss of the log's */
+            continue;
         uint64_t lost = slot->sink[i].cursor.ordinal + records_above[i] - end;
         slot->sink[i].cursor.ordinal -= lost;
         slot->sink[i].cursor.base -= lost;
@@ -249,16 +216,52 @@ static uint64_t end_ordinal(gw_slot_page *slot, const gw_recovery *report, const
     return end;
 }
 
-/* The table above. `covered`: what an earlier recovery had found to be holes. */
-static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], gw_recovery *report, holes *found,
-                    holes *covered, uint64_t *records_above)
+static scan scan_of(const gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], uint64_t limit)
 {
-    uint64_t c = least_cursor(slot), w = slot->watermark;
-    scan s = {.log = log, .slot = slot, .secret = secret, .limit = c + log->mask + 1};
+    scan s = {.log = log, .slot = slot, .secret = secret, .limit = limit};
     s.record_bytes_max = gw_record_bytes_max_of(log->mask + 1);
     for (unsigned i = 0; i < slot->epochs; i++)
         s.mix[i] = gw_mix(secret, slot->range[i].epoch);
     s.other_mix = gw_mix(secret, 0);
+    return s;
+}
+
+/* Whole records lead from `from` to `to`. */
+static bool leads_to(const gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], uint64_t from, uint64_t to)
+{
+    scan s = scan_of(log, slot, secret, to);
+    bool data;
+    for (uint64_t p = from, size; p < to; p += size)
+        if (to - p < GW_RECORD_HEADER_BYTES || !(size = whole(&s, p, &data)))
+            return false;
+    return true;
+}
+
+/* Optional sinks whose place is not whole any more go on where everything is. `end`: the ordinal of E. */
+static void move_lapped(const gw_log *log, gw_slot_page *slot, const uint64_t secret[2], const gw_recovery *report,
+                        uint64_t end)
+{
+    uint64_t c = gw_slot_kept(slot), ordinal = end - report->records;
+    for (unsigned i = 0; i < slot->sinks; i++) {
+        gw_cursor *cursor = &slot->sink[i].cursor;
+        if (cursor->lsn >= c ||
+            (report->start - cursor->lsn <= log->mask + 1 && leads_to(log, slot, secret, cursor->lsn, c)))
+            continue;
+        if (ordinal > cursor->ordinal)
+            cursor->skipped += ordinal - cursor->ordinal;
+        else
+            cursor->base += ordinal - cursor->ordinal; /* not what a gateway writes; at least the books balance */
+        cursor->lsn = c;
+        cursor->ordinal = ordinal;
+    }
+}
+
+/* The table above. `covered`: what an earlier recovery had found to be holes. */
+static bool examine(gw_log *log, const gw_slot_page *slot, const uint64_t secret[2], gw_recovery *report, holes *found,
+                    holes *covered, uint64_t *records_above)
+{
+    uint64_t c = gw_slot_kept(slot), w = slot->watermark;
+    scan s = scan_of(log, slot, secret, c + log->mask + 1);
     *report = (gw_recovery){.watermark = w, .epoch = slot->epoch};
 
     uint64_t p = c, last = s.limit - GW_RECORD_HEADER_BYTES;
@@ -330,7 +333,7 @@ static int read_through(int fd, uint64_t capacity)
 static gw_status newest_slot(const gw_log *log, gw_slot_page *slot, unsigned *unknown, gw_error *error)
 {
     gw_slot_page other;
-    bool a = slot_read(log, 0, slot), b = slot_read(log, 1, &other);
+    bool a = gw_slot_read(log, 0, slot), b = gw_slot_read(log, 1, &other);
     if (!a && !b)
         return gw_fail(error, GW_NOT_A_LOG, 0, 0, "both slot pages are damaged: the cursors are lost");
     if (!a || (b && other.sequence > slot->sequence))
@@ -413,6 +416,7 @@ static gw_status shared_new(gw_log *log, const gw_identity_page *identity, const
     shared->epoch = slot->epoch;
     shared->epochs = slot->epochs;
     shared->sinks = slot->sinks;
+    shared->optional = slot->optional;
     memcpy(shared->range, slot->range, sizeof shared->range);
     memcpy(shared->lost_from, slot->lost_from, sizeof shared->lost_from);
     shared->mix = gw_mix(identity->secret, slot->epoch);
@@ -466,37 +470,6 @@ static bool cover_holes(gw_log *log, const gw_slot_page *slot, const uint64_t se
     return true;
 }
 
-/* The cursors of this run: known names keep their place, new ones start at the end, none may silently disappear. */
-static gw_status take_sinks(gw_slot_page *slot, const char *const *sinks, uint64_t start, uint64_t ordinal,
-                            gw_error *error)
-{
-    for (unsigned i = 0; i < slot->sinks; i++) {
-        bool wanted = false;
-        for (unsigned k = 0; sinks[k]; k++)
-            wanted |= strncmp(slot->sink[i].name, sinks[k], GW_SINK_NAME_BYTES) == 0;
-        if (!wanted) {
-            char text[sizeof error->text];
-            snprintf(text, sizeof text, "the log holds events for the sink \"%.16s\", which is not configured",
-                     slot->sink[i].name);
-            return gw_fail(error, GW_ERRNO, EINVAL, slot->sink[i].cursor.lsn, text);
-        }
-    }
-    for (unsigned k = 0; sinks[k]; k++) {
-        bool known = false;
-        for (unsigned i = 0; i < slot->sinks; i++)
-            known |= strncmp(slot->sink[i].name, sinks[k], GW_SINK_NAME_BYTES) == 0;
-        if (known)
-            continue;
-        if (slot->sinks == GW_SINKS_MAX || strlen(sinks[k]) > GW_SINK_NAME_BYTES)
-            return gw_fail(error, GW_ERRNO, EINVAL, 0, "too many sinks, or a sink's name is too long");
-        gw_slot_cursor *fresh = &slot->sink[slot->sinks++];
-        memset(fresh, 0, sizeof *fresh);
-        memcpy(fresh->name, sinks[k], strlen(sinks[k]));
-        fresh->cursor = (gw_cursor){.lsn = start, .ordinal = ordinal, .base = ordinal};
-    }
-    return GW_OK;
-}
-
 /* Where events of an epoch were lost, for as long as it is known: their receipts must never say "finished". */
 static void note_lost(gw_slot_page *slot, const holes *found)
 {
@@ -509,26 +482,8 @@ static void note_lost(gw_slot_page *slot, const holes *found)
         }
 }
 
-static void open_epoch(gw_slot_page *slot, unsigned unknown, uint64_t start)
-{
-    slot->epoch += 1 + unknown; /* an epoch that wrote records must not begin again: they would pass for new ones */
-    while (slot->epochs && slot->range[slot->epochs - 1].start >= start)
-        slot->epochs--; /* an empty range is replaced: a crash loop needs no room */
-    if (slot->epochs == GW_EPOCHS_MAX) {
-        memmove(slot->range, slot->range + 1, (GW_EPOCHS_MAX - 1) * sizeof slot->range[0]);
-        memmove(slot->lost_from, slot->lost_from + 1, (GW_EPOCHS_MAX - 1) * sizeof slot->lost_from[0]);
-        slot->epochs--;
-    }
-    slot->lost_from[slot->epochs] = 0;
-    slot->range[slot->epochs++] = (gw_epoch_range){.start = start, .epoch = slot->epoch};
-    for (unsigned i = slot->epochs; i < GW_EPOCHS_MAX; i++) {
-        slot->range[i] = (gw_epoch_range){0};
-        slot->lost_from[i] = 0;
-    }
-}
-
-static gw_status recover(gw_log *log, const gw_identity_page *identity, const char *const *sinks,
-                         bool accept_corruption, gw_recovery *report, gw_error *error)
+static gw_status recover(gw_log *log, const gw_identity_page *identity, const gw_sinks *sinks, bool accept_corruption,
+                         gw_recovery *report, gw_error *error)
 {
     gw_dirty_slots(log);
     if (fdatasync(log->fd))
@@ -551,8 +506,9 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
         return gw_fail(error, GW_CORRUPT, 0, report->corrupt[0].from, "damage below the durable watermark");
     }
     uint64_t ordinal = end_ordinal(&slot, report, records_above);
+    move_lapped(log, &slot, identity->secret, report, ordinal);
     uint64_t durable = slot.watermark;
-    status = take_sinks(&slot, sinks, report->start, ordinal, error);
+    status = gw_slot_take_sinks(&slot, sinks, report->start, ordinal, error);
     if (status == GW_OK && !cover_holes(log, &slot, identity->secret, &found))
         status = gw_fail(error, GW_CORRUPT, 0, report->end, "a hole too small for a record");
     note_lost(&slot, &found);
@@ -562,7 +518,7 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
     if (status != GW_OK)
         return status;
     gw_dirty(log, durable, report->start);
-    open_epoch(&slot, unknown, report->start);
+    gw_slot_open_epoch(&slot, unknown, report->start);
     report->epoch = slot.epoch;
     gw_slot_write(log, &slot, slot.sequence + 1);
     status = shared_new(log, identity, &slot, error);
@@ -570,8 +526,8 @@ static gw_status recover(gw_log *log, const gw_identity_page *identity, const ch
         return status;
     if (fdatasync(log->fd))
         return gw_fail(error, GW_ERRNO, errno, 0, "fdatasync of the log after recovery");
-    shared_positions(log, report->start, ordinal, report->start, least_cursor(&slot));
-    gw_index_rebuild(log, least_cursor(&slot), report->start);
+    shared_positions(log, report->start, ordinal, report->start, gw_slot_kept(&slot));
+    gw_index_rebuild(log, gw_slot_kept(&slot), report->start);
     return GW_OK;
 }
 
@@ -586,7 +542,7 @@ static gw_status load(gw_log *log, gw_identity_page *identity, gw_error *error)
     return gw_map(log, log->fd, identity->capacity, identity->record_bytes_max, error);
 }
 
-gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, bool accept_corruption, gw_log **out,
+gw_status gw_log_open(const char *path, int fd_lock, const gw_sinks *sinks, bool accept_corruption, gw_log **out,
                       gw_recovery *report, gw_error *error)
 {
     if (flock(fd_lock, LOCK_EX | LOCK_NB))
@@ -639,15 +595,16 @@ gw_status gw_log_scan(const char *path, gw_log **out, gw_recovery *report, gw_er
         status = gw_fail(error, GW_ERRNO, ENOMEM, 0, "scanning the log");
     free(found.list);
     free(covered.list);
-    if (status == GW_OK)
+    if (status == GW_OK) {
         ordinal = end_ordinal(&slot, report, records_above);
-    if (status == GW_OK)
+        move_lapped(log, &slot, identity.secret, report, ordinal);
         status = shared_new(log, &identity, &slot, error);
+    }
     if (status != GW_OK) {
         gw_log_close(log);
         return status;
     }
-    shared_positions(log, report->end, ordinal, slot.watermark, least_cursor(&slot));
+    shared_positions(log, report->end, ordinal, slot.watermark, gw_slot_kept(&slot));
     *out = log;
     return GW_OK;
 }

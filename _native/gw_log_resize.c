@@ -5,10 +5,10 @@
  * the file. Resizing is therefore a copy of bytes [from, E), to the new places, and of the identity page with the new
  * capacity. Identity, secret, epochs, cursors and books stay: receipts, the dedupe window and every sink's place
  * survive. What the new file holds is exactly what recovery of the old one would have found, torn places included; the
- * old file is only read.
+ * old file is only read. An optional sink's cursor that lies below `from` moves when the new file is opened.
  *
- *     old ring   |~~E .. from####c#######|    c: the least cursor; # copied: [c, E) must fit, and as much of what is
- *     new ring   |     from####c#########E~~~~~~~~~~|      finished, below c, as does; ~ zero, or a former lap
+ *     old ring   |~~E .. from####c#######|    c: the least required cursor; # copied: [c, E) must fit, and as much
+ *     new ring   |     from####c#########E~~~~~~~~~~|      of what lies below c as does; ~ zero, or a former lap
  *
  * The new file is written whole, synced, read back from the disk and compared; only then does the caller give it the
  * log's name. */
@@ -137,7 +137,8 @@ static gw_slot_page slot_of(const gw_log *log)
                          .watermark = gw_log_durable(log),
                          .epoch = shared->epoch,
                          .epochs = shared->epochs,
-                         .sinks = shared->sinks};
+                         .sinks = shared->sinks,
+                         .optional = shared->optional};
     memcpy(slot.range, shared->range, sizeof slot.range);
     for (unsigned i = 0; i < shared->sinks; i++) {
         memcpy(slot.sink[i].name, shared->sink_name[i], GW_SINK_NAME_BYTES);

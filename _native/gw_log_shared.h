@@ -16,7 +16,9 @@
  *          position and each sleeper's flag (gw_log_wait.c)
  *
  * Why a producer never stores over a living claim (P5): it claims below reclaim + capacity; reclaim is at most a
- * cursor that was synced (R); bytes below that cursor are read by nobody. */
+ * cursor that was synced (R); bytes below that cursor are read by nobody who does not look at the tail afterwards. Who
+ * does (index, receipts, optional sinks): copy; acquire fence; load tail (T). A byte of a new claim that was seen is
+ * stored behind that claim's release fence, so the tail that is read then lies above it: tail > lsn + capacity. */
 #ifndef GW_LOG_SHARED_H
 #define GW_LOG_SHARED_H
 
@@ -59,8 +61,7 @@ typedef struct gw_epoch_range {
 
 typedef struct gw_slot_cursor {
     char name[GW_SINK_NAME_BYTES];
-    gw_cursor cursor;
-    uint64_t zero;
+    gw_cursor cursor; /* its last word, skipped, was zero while every sink was required */
 } gw_slot_cursor;
 _Static_assert(sizeof(gw_slot_cursor) == 64, "slot cursor");
 
@@ -73,7 +74,7 @@ typedef struct gw_slot_page {
     uint32_t epoch;     /* the newest epoch */
     uint32_t epochs;    /* entries of range[], oldest first */
     uint32_t sinks;
-    uint32_t zero0;
+    uint32_t optional; /* bit i: reclaim was allowed to pass sink[i]; older files have zero here */
     gw_epoch_range range[GW_EPOCHS_MAX];
     gw_slot_cursor sink[GW_SINKS_MAX];
     uint64_t lost_from[GW_EPOCHS_MAX]; /* of range[]: the first hole that recovery found in it; 0: none */
@@ -135,6 +136,8 @@ typedef struct gw_waiter {
 } gw_waiter;
 
 enum gw_waits { GW_WAITS_DURABLE = 1, GW_WAITS_SINKS = 2, GW_WAITS_COMMITTED = 4 };
+/* The workers' and, last, that of a sink in the delivery process that waits for `durable`. */
+enum { GW_WAITER_SINK = GW_WORKERS_MAX, GW_WAITERS };
 
 typedef struct gw_shared {
     /* constant after open */
@@ -142,7 +145,8 @@ typedef struct gw_shared {
     uint64_t start_lsn, index_buckets;
     uint64_t oldest_lsn; /* no whole record stood below it when this run began */
     uint64_t mix;        /* of the epoch in which this run writes */
-    uint32_t epoch, epochs, sinks, zero;
+    uint32_t epoch, epochs, sinks;
+    uint32_t optional; /* bit i: nothing waits for sink i */
     gw_epoch_range range[GW_EPOCHS_MAX];
     uint64_t lost_from[GW_EPOCHS_MAX];
     char sink_name[GW_SINKS_MAX][GW_SINK_NAME_BYTES];
@@ -160,14 +164,15 @@ typedef struct gw_shared {
     _Alignas(64) _Atomic uint64_t durable;
     _Atomic uint64_t reclaim;
     _Atomic uint64_t slot_sequence;
-    _Atomic uint32_t committer_flag; /* GW_SLEEPS: nothing is new; GW_RESTS: it gathers; 0: it works */
-    _Atomic uint32_t committer_word; /* anyone */
+    _Atomic uint32_t committer_flag;     /* GW_SLEEPS: nothing is new; GW_RESTS: it gathers; 0: it works */
+    _Atomic uint32_t committer_word;     /* anyone */
+    _Atomic uint32_t sinks_want_durable; /* the supervisor, at the start */
     /* anyone, forward only */
     _Alignas(64) _Atomic uint32_t state;
     /* each sink's publisher */
     gw_versioned cursor[GW_SINKS_MAX];
     gw_intent intent[GW_INTENT_SLOTS];
-    gw_waiter waiter[GW_WORKERS_MAX];
+    gw_waiter waiter[GW_WAITERS];
     gw_counter_block counters[GW_BLOCK_COUNT];
     /* behind it, from GW_INDEX_OFFSET on: heads and links of the index */
 } gw_shared;
@@ -194,6 +199,9 @@ struct gw_log {
     unsigned stuck_ms, stopped_ms;
     /* committer only */
     uint64_t rate_lsn, rate_at_ns;
+    /* the thread in gw_log_wait_durable only */
+    uint32_t nudged;
+    bool failure_seen;
 };
 
 struct gw_producer {
@@ -214,11 +222,25 @@ void gw_dirty_slots(gw_log *log);
 /* 0, or -1 with errno: a page that did not fit is ENOSPC. */
 int gw_write_page(int fd, const void *page, uint64_t offset);
 void gw_slot_write(gw_log *log, gw_slot_page *page, uint64_t sequence);
+/* Page A or B (0, 1), if it is whole and says what a gateway writes. */
+bool gw_slot_read(const gw_log *log, unsigned which, gw_slot_page *page);
+/* Everything from here on was kept: the least cursor of those that reclaim had to wait for. */
+uint64_t gw_slot_kept(const gw_slot_page *slot);
+/* A new epoch from `start` on; `unknown`: how many others may have begun that the slot does not know. */
+void gw_slot_open_epoch(gw_slot_page *slot, unsigned unknown, uint64_t start);
 /* Header of a PAD over [from, to), then its marker. */
 void gw_pad_write(gw_log *log, uint64_t from, uint64_t to, uint8_t flags, uint64_t epoch, uint64_t mix);
 uint32_t gw_record_crc(const gw_header *header, const uint8_t *rest, uint64_t lsn);
+/* The cursors of this run: known names keep their place, new ones start at the end, none may silently disappear with
+ * events that wait for it. */
+gw_status gw_slot_take_sinks(gw_slot_page *slot, const gw_sinks *sinks, uint64_t start, uint64_t ordinal,
+                             gw_error *error);
+/* A cursor with its ordinal: the least of the required sinks. */
+gw_cursor gw_least_required(const gw_log *log);
 /* gw_log_read, but of what ends at or below `limit`. */
 gw_status gw_log_read_at(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record);
+/* The same for an optional sink: written over meanwhile, the record keeps the sizes that were checked. */
+gw_status gw_log_read_once(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record);
 /* Move `committed` over what is there. Delivery process only. */
 bool gw_walk(gw_log *log);
 /* Whether somebody waits for more than is committed, or for more than is durable. */

@@ -7,6 +7,9 @@
  *        ◀────────── SINKS ───────────────────────────────┘                     │
  *        ◀────────── DURABLE ───────────────────────────────────────────────────┘
  *
+ *   sink that reads below durable, a thread of the delivery process
+ *   wait_durable ◀── DURABLE; and where there is one, who wants its sinks hurries the committer as well
+ *
  * Sleepers raise a flag, fence (seq_cst), look once more, then sleep on their word; movers store the position, fence,
  * then look at the flags: one of the two sees the other. A sleeper that dies leaves its flag up: a wake-up for nobody.
  * `wanted` only hurries: who forgets it waits for log.commit_interval_ms. */
@@ -39,7 +42,7 @@ bool gw_waits_for_sync(const gw_log *log, uint64_t durable)
 void gw_wake_waiters(gw_log *log, unsigned waits)
 {
     atomic_thread_fence(memory_order_seq_cst); /* F */
-    for (unsigned i = 0; i < GW_WORKERS_MAX; i++) {
+    for (unsigned i = 0; i < GW_WAITERS; i++) {
         gw_waiter *waiter = &log->shared->waiter[i];
         if (atomic_load_explicit(&waiter->flag, memory_order_relaxed) & waits)
             gw_futex_wake(&waiter->word);
@@ -56,14 +59,17 @@ void gw_log_want(gw_log *log, unsigned worker, uint64_t lsn, bool sink)
 {
     gw_shared *shared = log->shared;
     gw_waiter *waiter = &shared->waiter[worker];
-    raise_to(sink ? &waiter->wanted : &waiter->wanted_durable, lsn);
+    bool sync = !sink || gw_log_sinks_want_durable(log);
+    if (sink)
+        raise_to(&waiter->wanted, lsn);
+    if (sync)
+        raise_to(&waiter->wanted_durable, lsn);
     atomic_thread_fence(memory_order_seq_cst); /* F */
-    if (sink) {
-        if (gw_log_committed(log) <= lsn &&
-            atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) == GW_RESTS)
-            gw_futex_wake(&shared->follower_word);
-    } else if (atomic_load_explicit(&shared->committer_flag, memory_order_relaxed) &&
-               atomic_exchange_explicit(&shared->committer_flag, 0, memory_order_relaxed)) {
+    if (sink && gw_log_committed(log) <= lsn &&
+        atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) == GW_RESTS)
+        gw_futex_wake(&shared->follower_word);
+    if (sync && atomic_load_explicit(&shared->committer_flag, memory_order_relaxed) &&
+        atomic_exchange_explicit(&shared->committer_flag, 0, memory_order_relaxed)) {
         /* One wake-up does for all who come until it has a core: it looks again at everything with its flag up. */
         gw_futex_wake(&shared->committer_word);
     }
@@ -104,4 +110,30 @@ void gw_log_nudge(gw_log *log, unsigned worker)
     atomic_thread_fence(memory_order_seq_cst); /* F */
     if (atomic_load_explicit(&waiter->flag, memory_order_relaxed))
         gw_futex_wake(&waiter->word);
+}
+
+/* ---- a sink that waits for `durable` --------------------------------------------------------------------------- */
+
+void gw_log_set_sinks_want_durable(gw_log *log, bool wanted_now)
+{
+    atomic_store_explicit(&log->shared->sinks_want_durable, wanted_now, memory_order_relaxed);
+}
+
+bool gw_log_sinks_want_durable(const gw_log *log)
+{
+    return atomic_load_explicit(&log->shared->sinks_want_durable, memory_order_relaxed);
+}
+
+uint64_t gw_log_wait_durable(gw_log *log, uint64_t seen, int timeout_ms)
+{
+    /* durable of a failed log stands still: who looks in a loop must not spin */
+    uint64_t above = log->failure_seen ? UINT64_MAX : seen;
+    log->nudged = gw_log_wait(log, GW_WAITER_SINK, log->nudged, above, UINT64_MAX, UINT64_MAX, timeout_ms);
+    log->failure_seen = gw_log_state(log) == GW_STATE_FAILED;
+    return gw_log_durable(log);
+}
+
+void gw_log_wake_durable(gw_log *log)
+{
+    gw_log_nudge(log, GW_WAITER_SINK);
 }

@@ -13,42 +13,18 @@
 #include <string.h>
 
 #include "gw_mqtt_window.h"
+#include "gw_text.h"
 #include "gw_validator.h"
 
 enum { SPLICE_TS = 6 + TS_BYTES + 2, SPLICE_DEVICE = 13 + 2, SPLICE_LSN = 6 + 20 + 1 };
 
 /* ---- time ---------------------------------------------------------------------------------------------------- */
 
-static void put_digits(char *out, unsigned value, int digits)
-{
-    for (int i = digits - 1; i >= 0; i--, value /= 10)
-        out[i] = (char)('0' + value % 10);
-}
-
-/* Days since 1970-01-01 to a date: Howard Hinnant, "chrono-compatible low-level date algorithms". */
-static void put_seconds(uint64_t unix_s, char *out)
-{
-    uint64_t days = unix_s / 86400, second = unix_s % 86400;
-    uint64_t z = days + 719468, era = z / 146097, day_of_era = z % 146097;
-    uint64_t year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146096) / 365;
-    uint64_t day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    uint64_t shifted = (5 * day_of_year + 2) / 153; /* March is 0 */
-    unsigned day = (unsigned)(day_of_year - (153 * shifted + 2) / 5 + 1);
-    unsigned month = (unsigned)(shifted < 10 ? shifted + 3 : shifted - 9);
-    unsigned year = (unsigned)(year_of_era + era * 400 + (month <= 2));
-    memcpy(out, "0000-00-00T00:00:00.000Z", TS_BYTES);
-    put_digits(out, year, 4);
-    put_digits(out + 5, month, 2);
-    put_digits(out + 8, day, 2);
-    put_digits(out + 11, (unsigned)(second / 3600), 2);
-    put_digits(out + 14, (unsigned)(second / 60 % 60), 2);
-    put_digits(out + 17, (unsigned)(second % 60), 2);
-}
-
 void gw_rfc3339_ms(uint64_t unix_ns, char *out)
 {
-    put_seconds(unix_ns / 1000000000u, out);
-    put_digits(out + 20, (unsigned)(unix_ns / 1000000u % 1000u), 3);
+    gw_rfc3339_seconds(unix_ns / 1000000000u, out);
+    gw_put_digits(out + GW_RFC3339_SECONDS_BYTES, (unsigned)(unix_ns / 1000000u % 1000u), 3);
+    out[TS_BYTES - 1] = 'Z';
 }
 
 /* ---- parts --------------------------------------------------------------------------------------------------- */
@@ -63,29 +39,14 @@ static uint8_t *put_ts(gw_window *w, uint8_t *to, uint64_t received_at_ns)
 {
     uint64_t second = received_at_ns / 1000000000u;
     if (second != w->ts_second) {
-        put_seconds(second, w->ts);
+        gw_rfc3339_ms(received_at_ns, w->ts);
         w->ts_second = second;
+    } else {
+        gw_put_digits(w->ts + GW_RFC3339_SECONDS_BYTES, (unsigned)(received_at_ns / 1000000u % 1000u), 3);
     }
-    put_digits(w->ts + 20, (unsigned)(received_at_ns / 1000000u % 1000u), 3);
     to = put(to, "\"ts\":\"", 6);
     to = put(to, w->ts, TS_BYTES);
     return put(to, "\",", 2);
-}
-
-static unsigned decimal_digits(uint64_t n)
-{
-    unsigned digits = 1;
-    for (uint64_t limit = 10; digits < 20 && n >= limit; limit *= 10)
-        digits++;
-    return digits;
-}
-
-static uint8_t *put_decimal(uint8_t *to, uint64_t n)
-{
-    uint8_t *const end = to + decimal_digits(n);
-    for (uint8_t *p = end; p > to; n /= 10)
-        *--p = (uint8_t)('0' + n % 10);
-    return end;
 }
 
 /* A variable byte integer (section 1.5.5). */
@@ -208,7 +169,7 @@ uint32_t gw_mqtt_event_bytes(record *slot, const gw_record *r)
         return 0;
     slot->names_device = names_device(r->body + brace, r->body + r->body_bytes);
     return r->body_bytes - (brace - 1) + (slot->names_device ? 0 : SPLICE_DEVICE + r->device_id_bytes) + 6 +
-           decimal_digits(r->lsn) + 1 + (r->flags & GW_EVENT_HAS_TS ? 0 : SPLICE_TS) + 1;
+           gw_decimal_digits(r->lsn) + 1 + (r->flags & GW_EVENT_HAS_TS ? 0 : SPLICE_TS) + 1;
 }
 
 static uint8_t *put_event(gw_window *w, const record *slot, const gw_record *r, uint8_t *to)
@@ -221,7 +182,7 @@ static uint8_t *put_event(gw_window *w, const record *slot, const gw_record *r, 
         to = put(to, "\",", 2);
     }
     to = put(to, "\"lsn\":", 6);
-    to = put_decimal(to, r->lsn);
+    to = gw_put_decimal(to, r->lsn);
     *to++ = ',';
     if (!(r->flags & GW_EVENT_HAS_TS))
         to = put_ts(w, to, r->received_at_ns);

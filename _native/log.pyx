@@ -16,43 +16,7 @@ from libc.string cimport memcpy, strlen
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
-cdef extern from "gw_counters.h":
-    enum:
-        GW_WORKERS_MAX, GW_BLOCK_DELIVERY, GW_BLOCK_SUPERVISOR, GW_BLOCK_COUNT, GW_HISTOGRAM_BUCKETS
-        GW_COUNTER_WORDS, GW_COUNTER_RECEIVED, GW_COUNTER_ACCEPTED, GW_COUNTER_ACCEPTED_BYTES, GW_COUNTER_REQUESTS
-        GW_COUNTER_REFUSED, GW_COUNTER_REQUEST_NS, GW_COUNTER_PUBACK_NS, GW_COUNTER_PUBLISH_SENT
-        GW_COUNTER_PUBLISH_REPEATED, GW_COUNTER_MQTT_CONNECTS, GW_COUNTER_MQTT_CONNECT_FAILURES
-        GW_COUNTER_MQTT_DISCONNECTS, GW_COUNTER_MQTT_CONNECTED, GW_COUNTER_MQTT_NEGATIVE_ACKS
-        GW_COUNTER_MQTT_IN_FLIGHT, GW_COUNTER_SYNCS, GW_COUNTER_SYNC_NS, GW_COUNTER_PADS, GW_COUNTER_KILLED_STUCK
-        GW_COUNTER_RESTARTS_WORKER, GW_COUNTER_RESTARTS_DELIVERY, GW_COUNTER_KILLED_HUNG, GW_COUNTER_ACK_NS
-        GW_COUNTER_BATCHES, GW_COUNTER_BATCH_EVENTS, GW_COUNTER_INFLATED_BYTES
-        GW_COUNTER_DUPLICATES, GW_COUNTER_BEAT_FOLLOWER, GW_COUNTER_BEAT_LOOP, GW_COUNTER_SYNC_SINCE_NS
-        GW_COUNTER_DRAIN_BYTES_PER_S, GW_COUNTER_ACKS_DURABLE, GW_COUNTER_ACKS_SINK, GW_COUNTER_ACKS_LATE
-        GW_COUNTER_ACKS_DEAD, GW_COUNTER_DEAD_LETTER_BYTES, GW_COUNTER_LETTERS_DROPPED, GW_COUNTER_MQTT_THROTTLED_NS
-    ctypedef struct gw_counter_block:
-        pass
-    void gw_counter_add(gw_counter_block *block, unsigned index, uint64_t n) noexcept nogil
-    void gw_counter_set(gw_counter_block *block, unsigned index, uint64_t n) noexcept nogil
-    void gw_histogram_observe(gw_counter_block *block, unsigned histogram, uint64_t ns) noexcept nogil
-
-cdef extern from *:
-    """
-    #include "gw_counters.h"
-    static const char *const gw_code_names[] = {"",
-    #define GW_CODE_NAME(name, text) text,
-    GW_CODES(GW_CODE_NAME)
-    };
-    static const uint64_t gw_bounds[] = GW_HISTOGRAM_BOUNDS_NS;
-    static inline uint64_t gw_counter_load(const gw_counter_block *block, unsigned index)
-    {
-        return atomic_load_explicit(&block->word[index], memory_order_relaxed);
-    }
-    """
-    const char *gw_code_names[]
-    const uint64_t gw_bounds[]
-    enum:
-        GW_CODE_COUNT
-    uint64_t gw_counter_load(const gw_counter_block *block, unsigned index) noexcept nogil
+include "counters.pxi"
 
 cdef extern from "gw_log.h":
     ctypedef enum gw_status:
@@ -95,11 +59,15 @@ cdef extern from "gw_log.h":
         uint8_t device_id_bytes, flags, splice
         uint64_t received_at_ns, seq, boot
     ctypedef struct gw_cursor:
-        uint64_t lsn, ordinal, published, dead_lettered, base
+        uint64_t lsn, ordinal, published, dead_lettered, base, skipped
+    ctypedef struct gw_sinks:
+        const char *const *names
+        uint32_t optional
+        const char *forget
 
     gw_status gw_log_create(const char *path, uint64_t capacity, int (*progress)(void *, uint64_t) noexcept,
                             void *context, gw_error *error) nogil
-    gw_status gw_log_open(const char *path, int fd_lock, const char *const *sinks, bint accept_corruption,
+    gw_status gw_log_open(const char *path, int fd_lock, const gw_sinks *sinks, bint accept_corruption,
                           gw_log **log, gw_recovery *report, gw_error *error) nogil
     gw_status gw_log_attach(int fd_lock, int fd_shared, gw_log **log, gw_error *error) nogil
     gw_status gw_log_scan(const char *path, gw_log **log, gw_recovery *report, gw_error *error) nogil
@@ -122,9 +90,16 @@ cdef extern from "gw_log.h":
     void gw_log_set_state(gw_log *log, gw_state state) nogil
     gw_counter_block *gw_log_counters(gw_log *log, unsigned block) nogil
     int64_t gw_log_unexplained(const gw_log *log, unsigned sink) nogil
+    uint64_t gw_log_lag_events(const gw_log *log, unsigned sink) nogil
     uint64_t gw_log_used(const gw_log *log) nogil
     c_bool gw_log_is_full(const gw_log *log) nogil
     uint64_t gw_log_least_cursor(const gw_log *log) nogil
+    c_bool gw_log_is_required(const gw_log *log, unsigned sink) nogil
+    void gw_log_set_sinks_want_durable(gw_log *log, c_bool wanted) nogil
+    c_bool gw_log_sinks_want_durable(const gw_log *log) nogil
+    uint64_t gw_log_wait_durable(gw_log *log, uint64_t seen, int timeout_ms) nogil
+    void gw_log_wake_durable(gw_log *log) nogil
+    uint64_t gw_log_skip(gw_log *log, unsigned sink) nogil
     void gw_log_set_water(gw_log *log, uint64_t high, uint64_t low) nogil
     gw_status gw_log_oldest(const gw_log *log, gw_record *record) nogil
     void gw_log_receipt(const gw_log *log, uint64_t lsn, char *out) nogil
@@ -158,53 +133,11 @@ WORKERS_MAX = GW_WORKERS_MAX
 NEVER = 0xffffffffffffffff
 RECEIPT_STATES = ("unknown", "enqueued", "durable", "delivered", "dead_lettered", "finished", "lost")
 CAPACITY_MIN, CAPACITY_MAX = GW_CAPACITY_MIN, GW_CAPACITY_MAX
-CODES = tuple(gw_code_names[i].decode() for i in range(GW_CODE_COUNT))
-HISTOGRAM_BOUNDS_NS = tuple(gw_bounds[i] for i in range(GW_HISTOGRAM_BUCKETS - 1))
-COUNTERS = {
-    "received": GW_COUNTER_RECEIVED,
-    "accepted": GW_COUNTER_ACCEPTED,
-    "accepted_bytes": GW_COUNTER_ACCEPTED_BYTES,
-    "requests": GW_COUNTER_REQUESTS,
-    "refused": GW_COUNTER_REFUSED,
-    "request_ns": GW_COUNTER_REQUEST_NS,
-    "puback_ns": GW_COUNTER_PUBACK_NS,
-    "publish_sent": GW_COUNTER_PUBLISH_SENT,
-    "publish_repeated": GW_COUNTER_PUBLISH_REPEATED,
-    "mqtt_connects": GW_COUNTER_MQTT_CONNECTS,
-    "mqtt_connect_failures": GW_COUNTER_MQTT_CONNECT_FAILURES,
-    "mqtt_disconnects": GW_COUNTER_MQTT_DISCONNECTS,
-    "mqtt_connected": GW_COUNTER_MQTT_CONNECTED,
-    "mqtt_negative_acks": GW_COUNTER_MQTT_NEGATIVE_ACKS,
-    "mqtt_in_flight": GW_COUNTER_MQTT_IN_FLIGHT,
-    "mqtt_throttled_ns": GW_COUNTER_MQTT_THROTTLED_NS,
-    "syncs": GW_COUNTER_SYNCS,
-    "sync_ns": GW_COUNTER_SYNC_NS,
-    "pads": GW_COUNTER_PADS,
-    "killed_stuck": GW_COUNTER_KILLED_STUCK,
-    "duplicates": GW_COUNTER_DUPLICATES,
-    "beat_follower": GW_COUNTER_BEAT_FOLLOWER,
-    "beat_loop": GW_COUNTER_BEAT_LOOP,
-    "sync_since_ns": GW_COUNTER_SYNC_SINCE_NS,
-    "drain_bytes_per_s": GW_COUNTER_DRAIN_BYTES_PER_S,
-    "acks_durable": GW_COUNTER_ACKS_DURABLE,
-    "acks_sink": GW_COUNTER_ACKS_SINK,
-    "acks_late": GW_COUNTER_ACKS_LATE,
-    "acks_dead": GW_COUNTER_ACKS_DEAD,
-    "dead_letter_bytes": GW_COUNTER_DEAD_LETTER_BYTES,
-    "dead_letters_dropped": GW_COUNTER_LETTERS_DROPPED,
-    "killed_hung": GW_COUNTER_KILLED_HUNG,
-    "ack_ns": GW_COUNTER_ACK_NS,
-    "restarts_worker": GW_COUNTER_RESTARTS_WORKER,
-    "restarts_delivery": GW_COUNTER_RESTARTS_DELIVERY,
-    "batches": GW_COUNTER_BATCHES,
-    "batch_events": GW_COUNTER_BATCH_EVENTS,
-    "inflated_bytes": GW_COUNTER_INFLATED_BYTES,
-}
 
 Recovery = namedtuple("Recovery", "start watermark end records bytes torn_bytes corrupt_bytes corrupt epoch")
 Record = namedtuple("Record", "lsn size epoch kind flags received_at_ns seq boot device_id body dead",
                     defaults=(0,))
-Cursor = namedtuple("Cursor", "lsn ordinal published dead_lettered base", defaults=(0,))
+Cursor = namedtuple("Cursor", "lsn ordinal published dead_lettered base skipped", defaults=(0, 0))
 
 
 class LogError(Exception):
@@ -224,6 +157,10 @@ class LogCorrupt(LogError):
 
 
 class NotALog(LogError):
+    pass
+
+
+class Lapped(LogError):
     pass
 
 
@@ -315,11 +252,13 @@ cdef class Log:
         return self.log
 
     @staticmethod
-    def open(str path, int lock_fd, sinks, bint accept_corruption=False):
+    def open(str path, int lock_fd, sinks, bint accept_corruption=False, required=None, forget=None):
         cdef bytes name = os.fsencode(path)
         cdef const char *c_path = name
         cdef list names = [s.encode("ascii") for s in sinks]
         cdef const char *c_sinks[9]
+        cdef bytes forgotten
+        cdef gw_sinks all
         cdef gw_recovery report
         cdef gw_error error
         cdef gw_status status
@@ -328,10 +267,19 @@ cdef class Log:
         for i, n in enumerate(names):
             c_sinks[i] = <const char *>(<bytes>n)
         c_sinks[len(names)] = NULL
+        wanted = [True] * len(names) if required is None else list(required)
+        if len(wanted) != len(names) or (names and not any(wanted)):
+            raise ValueError(f"required = {required}: one for each of {sinks}, one at least true")
+        all.names, all.optional, all.forget = c_sinks, 0, NULL
+        for i, is_required in enumerate(wanted):
+            all.optional |= (0 if is_required else 1) << <int>i
+        if forget is not None:
+            forgotten = forget.encode("ascii")
+            all.forget = forgotten
         cdef Log self = Log.__new__(Log)
         report.corrupt_count = 0
         with nogil:
-            status = gw_log_open(c_path, lock_fd, c_sinks, accept_corruption, &self.log, &report, &error)
+            status = gw_log_open(c_path, lock_fd, &all, accept_corruption, &self.log, &report, &error)
         if status != GW_OK:
             failure = error_of(status, &error, path)
             if status == GW_CORRUPT and report.corrupt_count:
@@ -459,6 +407,28 @@ cdef class Log:
     def least_cursor(self):
         return gw_log_least_cursor(self.live())
 
+    def is_required(self, unsigned sink):
+        return bool(gw_log_is_required(self.live(), self.checked_sink(sink)))
+
+    @property
+    def sinks_want_durable(self):
+        return bool(gw_log_sinks_want_durable(self.live()))
+
+    @sinks_want_durable.setter
+    def sinks_want_durable(self, bint wanted):
+        gw_log_set_sinks_want_durable(self.live(), wanted)
+
+    def wait_durable(self, uint64_t seen, int timeout_ms):
+        cdef gw_log *log = self.live()
+        self.inside += 1
+        with nogil:
+            seen = gw_log_wait_durable(log, seen, timeout_ms)
+        self.inside -= 1
+        return seen
+
+    def wake_durable(self):
+        gw_log_wake_durable(self.live())
+
     @property
     def oldest(self):
         cdef gw_record record
@@ -565,12 +535,18 @@ cdef class Log:
 
     def cursor(self, unsigned sink):
         cdef gw_cursor c = gw_cursor_load(self.live(), self.checked_sink(sink))
-        return Cursor(c.lsn, c.ordinal, c.published, c.dead_lettered, c.base)
+        return Cursor(c.lsn, c.ordinal, c.published, c.dead_lettered, c.base, c.skipped)
 
     def set_cursor(self, unsigned sink, cursor):
         cdef gw_cursor c
-        c.lsn, c.ordinal, c.published, c.dead_lettered, c.base = cursor
+        c.lsn, c.ordinal, c.published, c.dead_lettered, c.base, c.skipped = cursor
         gw_cursor_store(self.live(), self.checked_sink(sink), &c)
+
+    def skip(self, unsigned sink):
+        return gw_log_skip(self.live(), self.checked_sink(sink))
+
+    def lag_events(self, unsigned sink):
+        return gw_log_lag_events(self.live(), self.checked_sink(sink))
 
     def unexplained(self, unsigned sink):
         return gw_log_unexplained(self.live(), self.checked_sink(sink))
@@ -645,6 +621,13 @@ cdef class Log:
 
     def _capsule(self):
         return PyCapsule_New(self.live(), "gw_log", NULL)
+
+    def _hold(self):
+        self.live()
+        self.inside += 1
+
+    def _release(self):
+        self.inside -= 1
 
 
 include "ingest.pxi"

@@ -27,6 +27,7 @@ def benchmarks() -> list[Benchmark]:
         connections,
         dedupe,
         end_to_end,
+        file_sink,
         ingest,
         instructions,
         lanes,
@@ -45,7 +46,7 @@ def benchmarks() -> list[Benchmark]:
 
     modules = (
         *(instructions, validator, ingest, native_batch, dedupe, pipeline, lanes, acks, batch),
-        *(sweeps, connections, end_to_end, publisher, packed, latency, offered_load),
+        *(sweeps, connections, end_to_end, publisher, packed, file_sink, latency, offered_load),
         *(recovery, restart, memory),
     )
     return [benchmark for module in modules for benchmark in module.BENCHMARKS]

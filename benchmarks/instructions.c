@@ -66,7 +66,7 @@ static void open_log(const char *directory)
     if (gw_log_create(path, CAPACITY, NULL, NULL, &error) != GW_OK)
         fail("gw_log_create");
     int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0 || gw_log_open(path, fd, sinks, false, &log, &report, &error) != GW_OK)
+    if (fd < 0 || gw_log_open(path, fd, &(gw_sinks){.names = sinks}, false, &log, &report, &error) != GW_OK)
         fail("gw_log_open");
     ingest = (gw_ingest){.log = log, .counters = gw_log_counters(log, 0), .hash_key = {1, 2}};
     if (gw_producer_open(log, &ingest.producer) != GW_OK)

@@ -27,7 +27,9 @@ def create(directory: Path, capacity_bytes: int) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path, native: Any = None) -> "Iterator[tuple[Log, int]]":
+def opened(
+    path: Path, native: Any = None, sinks: Sequence[str] = (SINK,)
+) -> "Iterator[tuple[Log, int]]":
     """The log, recovered and locked, and the descriptor that holds its lock.
 
     `native` is another build of `gateway._log`, here and below.
@@ -36,7 +38,7 @@ def opened(path: Path, native: Any = None) -> "Iterator[tuple[Log, int]]":
 
     lock_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        log = (native or _log).Log.open(str(path), lock_fd, [SINK])
+        log = (native or _log).Log.open(str(path), lock_fd, sinks)
         try:
             yield log, lock_fd
         finally:
@@ -96,19 +98,17 @@ def walk(log: "Log") -> None:
 
 
 def empty(log: "Log") -> None:
-    """Let the sink pass everything, as if it were published, and give the room back."""
-    from gateway import _log
-
+    """Let each sink pass everything, as if it were published, and give the room back."""
     walk(log)
-    sink = log.sink(SINK)
-    at = log.cursor(sink)
-    passed = log.committed_ordinal - at.ordinal
-    log.set_cursor(
-        sink,
-        _log.Cursor(
-            log.committed, at.ordinal + passed, at.published + passed, at.dead_lettered, at.base
-        ),
-    )
+    for sink in range(len(log.sinks)):
+        at = log.cursor(sink)
+        passed = log.committed_ordinal - at.ordinal
+        log.set_cursor(
+            sink,
+            at._replace(
+                lsn=log.committed, ordinal=at.ordinal + passed, published=at.published + passed
+            ),
+        )
     for _ in range(4):
         if not log.sync():
             break

@@ -47,6 +47,9 @@ class LogCorrupt(LogError):
 class NotALog(LogError):
     """The identity page is not one of ours, or of another version or size."""
 
+class Lapped(LogError):
+    """The place of a sink that is not required was written over before it was read (`lsn`): see `Log.skip`."""
+
 class Recovery(NamedTuple):
     start: int
     watermark: int
@@ -73,19 +76,35 @@ class Record(NamedTuple):
     """Bit i: sink i has set it aside (a dead letter)."""
 
 class Cursor(NamedTuple):
+    """A sink's place and books: ordinal - base = published + dead_lettered + skipped, or events are unexplained."""
+
     lsn: int
     ordinal: int
     published: int
     dead_lettered: int
     base: int = 0
+    skipped: int = 0
+    """Written over before a sink that was not required came to them."""
 
 def create(path: str, capacity_bytes: int, progress: Callable[[int], Any] | None = None) -> None:
     """Make a new log file. Raises FileExistsError, ValueError (capacity), OSError (ENOSPC ...)."""
 
 class Log:
     @staticmethod
-    def open(path: str, lock_fd: int, sinks: Sequence[str], accept_corruption: bool = False) -> Log:
-        """Lock, recover, start a new epoch. Raises LogLocked, NotALog, LogCorrupt, LogError."""
+    def open(
+        path: str,
+        lock_fd: int,
+        sinks: Sequence[str],
+        accept_corruption: bool = False,
+        required: Sequence[bool] | None = None,
+        forget: str | None = None,
+    ) -> Log:
+        """Lock, recover, start a new epoch. Raises LogLocked, NotALog, LogCorrupt, LogError, ValueError.
+
+        `required`, one for each of `sinks` (None: all are): a sink that is not holds nothing back, and what is written
+        over before it comes to it is skipped. One at least must be. A sink that the log knows and that is not among
+        `sinks` is forgotten if no event waits for it, or if it is `forget`; else LogError (errno EINVAL).
+        """
 
     @staticmethod
     def attach(lock_fd: int, shared_fd: int) -> Log:
@@ -95,7 +114,7 @@ class Log:
     def scan(path: str) -> Log:
         """Read-only and without a lock: what recovery would find. Nothing is written."""
     sinks: tuple[str, ...]
-    """Names of the cursors, in the order of their numbers."""
+    """Names of the cursors, in the order of their numbers; empty: the place of a sink that was forgotten."""
 
     def next(self, lsn: int, limit: int) -> Record | None:
         """Of a scanned log: the first whole record of any kind that begins in [lsn, limit), also below the cursors;
@@ -122,6 +141,9 @@ class Log:
     full: bool
     """Events are refused for want of room: the high mark was met, and the low one is not reached yet."""
     least_cursor: int
+    """Of the required sinks."""
+    sinks_want_durable: bool
+    """A sink reads below `durable` only: the committer hurries also for who waits for sinks."""
     state: int
     """RUNNING, DRAINING or FAILED; assigning moves it forward only."""
     oldest: tuple[int, int] | None
@@ -138,7 +160,7 @@ class Log:
         """The same for the position of an event that this process accepted."""
 
     def want(self, worker: int, lsn: int, sink: bool) -> None:
-        """Somebody will wait for `durable` (or every sink's cursor) to pass lsn: hurry."""
+        """Somebody will wait for `durable` (or every required sink's cursor) to pass lsn: hurry."""
 
     def wait(
         self,
@@ -154,6 +176,13 @@ class Log:
 
     def nudge(self, worker: int) -> None:
         """End the worker's `wait`."""
+
+    def wait_durable(self, seen: int, timeout_ms: int) -> int:
+        """Sleep (GIL released) until `durable` > seen, `wake_durable`, or the timeout; returns `durable`. One thread of
+        the delivery process. A log that has failed ends the sleep once."""
+
+    def wake_durable(self) -> None:
+        """End the `wait_durable` that runs, or the next one."""
 
     def rest(self, microseconds: int) -> None:
         """The follower's pause (GIL released); shorter when somebody waits for an acknowledgement."""
@@ -174,6 +203,14 @@ class Log:
 
     def cursor(self, sink: int) -> Cursor: ...
     def set_cursor(self, sink: int, cursor: Cursor) -> None: ...
+    def skip(self, sink: int) -> int:
+        """Move the cursor of a sink that is not required, and whose place was written over, to the least required
+        cursor. Returns the events it missed, which are in its books; 0: it need not move. By its writer only."""
+
+    def is_required(self, sink: int) -> bool: ...
+    def lag_events(self, sink: int) -> int:
+        """Events that the sink has not passed yet, also those that it will have to skip."""
+
     def unexplained(self, sink: int) -> int: ...
     def owner_died(self, pid: int) -> None: ...
     def takeover(self) -> None:
@@ -193,6 +230,10 @@ class Log:
     def counter_add(self, block: int, index: int, n: int = 1) -> None: ...
     def counter_set(self, block: int, index: int, n: int) -> None: ...
     def observe(self, block: int, histogram: int, ns: int) -> None: ...
+    def _hold(self) -> None:
+        """Until `_release`, `close` refuses: another module reads without the GIL."""
+
+    def _release(self) -> None: ...
     def _capsule(self) -> Any:
         """PyCapsule "gw_log" with the gw_log pointer, for `gateway._mqtt`."""
 

@@ -6,7 +6,7 @@
 import gzip
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 PAGE = 4096
@@ -104,6 +104,7 @@ class SlotCursor:
     published: int
     dead_lettered: int
     base: int
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,17 @@ class Slot:
     cursors: tuple[SlotCursor, ...]
     lost_from: tuple[int, ...] = ()
     """Of each range: the first hole that recovery found in it; 0: none."""
+    optional: int = 0
+    """Bit i: reclaim was allowed to pass cursors[i]."""
 
     def encode(self) -> bytes:
         rest = struct.pack("<QQ", self.sequence, self.watermark)
-        rest += struct.pack("<IIII", self.epoch, len(self.ranges), len(self.cursors), 0)
+        rest += struct.pack("<IIII", self.epoch, len(self.ranges), len(self.cursors), self.optional)
         rest += b"".join(struct.pack("<QQ", *r) for r in self.ranges)
         rest = rest.ljust(32 + 16 * EPOCHS_MAX, b"\0")
         for c in self.cursors:
             rest += c.name.encode().ljust(16, b"\0")
-            rest += struct.pack("<6Q", c.lsn, c.ordinal, c.published, c.dead_lettered, c.base, 0)
+            rest += struct.pack("<6Q", *astuple(c)[1:])
         rest = rest.ljust(32 + 16 * EPOCHS_MAX + 64 * SINKS_MAX, b"\0")
         rest += struct.pack(f"<{len(self.lost_from)}Q", *self.lost_from)
         rest = rest.ljust(PAGE - 16, b"\0")
@@ -133,17 +136,20 @@ class Slot:
 
     @classmethod
     def decode(cls, page: bytes) -> "Slot | None":
-        sequence, watermark, epoch, ranges, sinks = struct.unpack_from("<QQIII", page, 16)
+        sequence, watermark, epoch, ranges, sinks, optional = struct.unpack_from(
+            "<QQIIII", page, 16
+        )
         if page[:8] != SLOT_MAGIC or ranges > EPOCHS_MAX or sinks > SINKS_MAX:
             return None
         cursors = []
         for i in range(sinks):
             at = 48 + 16 * EPOCHS_MAX + 64 * i
             name = page[at : at + 16].rstrip(b"\0").decode()
-            cursors.append(SlotCursor(name, *struct.unpack_from("<5Q", page, at + 16)))
+            cursors.append(SlotCursor(name, *struct.unpack_from("<6Q", page, at + 16)))
         table = tuple(struct.unpack_from("<QQ", page, 48 + 16 * i) for i in range(ranges))
         lost = struct.unpack_from(f"<{ranges}Q", page, 48 + 16 * EPOCHS_MAX + 64 * SINKS_MAX)
-        found = cls(sequence, watermark, epoch, table, tuple(cursors), lost if any(lost) else ())
+        losses = lost if any(lost) else ()
+        found = cls(sequence, watermark, epoch, table, tuple(cursors), losses, optional)
         return found if found.encode() == page else None
 
 

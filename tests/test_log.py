@@ -114,7 +114,7 @@ def test_golden_file_is_read_by_the_code(tmp_path: Path) -> None:
         assert log.identity == image(path).identity.identity
         assert log.committed_ordinal == 5000 + sum(r.kind == _log.DATA for r in expected)
         assert [log.unexplained(i) for i in range(2)] == [0, 0]
-        assert log.cursor(log.sink("file")) == (slot.cursors[1].lsn, 5004, 5004, 0, 0)
+        assert log.cursor(log.sink("file")) == (slot.cursors[1].lsn, 5004, 5004, 0, 0, 0)
         lsn, read = slot.cursors[0].lsn, []
         while record := log.read(lsn):
             read.append(record)

@@ -19,6 +19,7 @@ from tests.native_build import NATIVE, TESTS, build, run
 LOG, READ, FOLLOW = "gw_log.c", "gw_log_read.c", "gw_log_follow.c"
 COMMIT, RECOVER = "gw_log_commit.c", "gw_log_recover.c"
 INDEX, RECEIPT, WAIT = "gw_log_index.c", "gw_log_receipt.c", "gw_log_wait.c"
+SINKS, SLOT, LINES = "gw_log_sinks.c", "gw_log_slot.c", "gw_lines.c"
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,13 @@ INDEX_RULES = [
     Mutant(
         "sink = the cursor has passed",
         RECEIPT,
-        (("    if (gw_dead_sinks(dead))\n        return GW_RECEIPT_DEAD_LETTERED;\n", ""),),
+        (
+            (
+                "    if (gw_dead_sinks(dead) & ~shared->optional)\n"
+                "        return GW_RECEIPT_DEAD_LETTERED;\n",
+                "",
+            ),
+        ),
         "test_log_index",
         "receipt_tells_what_became_of_an_event",
     ),
@@ -370,8 +377,8 @@ INDEX_RULES = [
         WAIT,
         (
             (
-                "            atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) ==",
-                "            0 && atomic_load_explicit(&shared->follower_flag,"
+                "        atomic_load_explicit(&shared->follower_flag, memory_order_relaxed) ==",
+                "        0 && atomic_load_explicit(&shared->follower_flag,"
                 " memory_order_relaxed) ==",
             ),
         ),
@@ -380,8 +387,8 @@ INDEX_RULES = [
     ),
     Mutant(
         "a cursor wakes nobody",
-        LOG,
-        (("    gw_wake_waiters(log, GW_WAITS_SINKS);\n", ""),),
+        SINKS,
+        (("    if (required)\n        gw_wake_waiters(log, GW_WAITS_SINKS);\n", ""),),
         "test_log_index",
         "each_position_wakes_who_waits_for_it",
     ),
@@ -662,7 +669,118 @@ RULES = [
     ),
 ]
 
-MUTANTS = [pytest.param(m, id=m.name.replace(" ", "-")) for m in ROWS + INDEX_RULES + RULES]
+MOVES = "optional_cursor_that_was_written_over_moves_at_the_start"
+WAKES = "durable_wakes_the_sink_that_waits_for_it"
+
+
+def sink_rule(name: str, source: str, old: str, new: str, test: str) -> Mutant:
+    return Mutant(name, source, ((old, new),), "test_lines", test)
+
+
+SINK_RULES = [
+    sink_rule(
+        "reclaim waits for optional sinks as well",
+        COMMIT,
+        "if (!(page.optional >> i & 1) && page.sink[i]",
+        "if (page.sink[i]",
+        "reclaim_waits_for_required_sinks_only",
+    ),
+    sink_rule(
+        "a dead letter of an optional sink is told to the device",
+        RECEIPT,
+        "gw_dead_sinks(dead) & ~shared->optional",
+        "gw_dead_sinks(dead)",
+        "reclaim_waits_for_required_sinks_only",
+    ),
+    sink_rule(
+        "what an optional sink copied is not looked at again",
+        LINES,
+        "    if (is_lapped(lines, lines->lsn))\n        return GW_LAPPED;\n    if (status",
+        "    if (status",
+        "run_that_was_written_over_while_it_was_copied_does_not_leave",
+    ),
+    sink_rule(
+        "what was skipped is not counted",
+        SINKS,
+        "    cursor.skipped += missed;\n",
+        "",
+        "lapped_sink_skips_to_the_least_required_cursor",
+    ),
+    sink_rule(
+        "lines above durable",
+        LINES,
+        "lines->durable ? gw_log_durable(lines->log)",
+        "!lines ? gw_log_durable(lines->log)",
+        "lines_stop_at_durable",
+    ),
+    sink_rule(
+        "the cursor moves as lines are filled",
+        LINES,
+        "    lines->events = events;\n    *bytes",
+        "    lines->events = events, gw_lines_confirm(lines);\n    *bytes",
+        "only_what_was_confirmed_moves_the_cursor",
+    ),
+    sink_rule(
+        "recovery begins at the least cursor of all",
+        SLOT,
+        "if (!is_optional(slot, i) && slot->sink",
+        "if (!(false && is_optional(slot, i)) && slot->sink",
+        MOVES,
+    ),
+    sink_rule(
+        "an optional cursor stays where it was persisted",
+        RECOVER,
+        "    move_lapped(log, &slot, identity->secret, report, ordinal);\n",
+        "",
+        MOVES,
+    ),
+    sink_rule(
+        "an optional cursor in the ring stays, whatever became of its records",
+        RECOVER,
+        "&& leads_to(log, slot, secret, cursor->lsn, c)",
+        "&& (leads_to(log, slot, secret, cursor->lsn, c) || true)",
+        "optional_cursor_moves_when_one_record_on_its_way_is_torn",
+    ),
+    sink_rule(
+        "every optional cursor below the start moves",
+        RECOVER,
+        "&& leads_to(log, slot, secret, cursor->lsn, c)",
+        "&& !leads_to(log, slot, secret, cursor->lsn, c)",
+        "optional_cursor_below_the_start_stays_while_its_records_stand",
+    ),
+    sink_rule(
+        "a sink is forgotten with the events that wait for it",
+        SLOT,
+        "old->cursor.ordinal != ordinal && !chosen",
+        "old->cursor.ordinal != ordinal && !chosen && !start",
+        "sink_with_nothing_waiting_is_forgotten",
+    ),
+    sink_rule(
+        "nobody hurries the committer for a sink that reads below durable",
+        WAIT,
+        "!sink || gw_log_sinks_want_durable(log)",
+        "!sink",
+        "who_waits_for_sinks_hurries_the_committer_when_they_read_below_durable",
+    ),
+    sink_rule("durable wakes workers only", WAIT, "i < GW_WAITERS", "i < GW_WAITER_SINK", WAKES),
+    sink_rule(
+        "a wake-up before the sleep is lost",
+        WAIT,
+        "gw_log_wait(log, GW_WAITER_SINK, log->nudged,",
+        "gw_log_wait(log, GW_WAITER_SINK, log->shared->waiter[GW_WAITER_SINK].nudges,",
+        WAKES,
+    ),
+    sink_rule(
+        "a failed log ends every sleep",
+        WAIT,
+        "log->failure_seen ? UINT64_MAX : seen",
+        "seen",
+        WAKES,
+    ),
+]
+
+ALL = ROWS + INDEX_RULES + RULES + SINK_RULES
+MUTANTS = [pytest.param(m, id=m.name.replace(" ", "-")) for m in ALL]
 
 
 def text_of(mutant: Mutant) -> str:
@@ -704,13 +822,9 @@ def test_a_test_notices(ran: dict[str, Future[CompletedProcess[str]]], mutant: M
     assert done.returncode not in (0, 2), f"{mutant.name}: {mutant.test} passes\n{done.stdout}"
 
 
-@pytest.mark.parametrize(
-    ("program", "mode"), sorted({(m.program, m.mode) for m in ROWS + INDEX_RULES + RULES})
-)
+@pytest.mark.parametrize(("program", "mode"), sorted({(m.program, m.mode) for m in ALL}))
 def test_the_same_tests_pass_on_the_code_as_it_is(program: str, mode: str, tmp_path: Path) -> None:
-    names = sorted(
-        {m.test for m in ROWS + INDEX_RULES + RULES if (m.program, m.mode) == (program, mode)}
-    )
+    names = sorted({m.test for m in ALL if (m.program, m.mode) == (program, mode)})
     environment = {"TMPDIR": str(tmp_path), "GW_POWER_RUNS": "5"}
     done = run(build(TESTS / f"{program}.c", mode), mode, *names, environment=environment)
     assert done.returncode == 0, done.stdout

@@ -30,7 +30,7 @@ C += sorted(
 # Lowest first. A module imports only from layers below its own, and within its layer only from
 # what stands before it.
 LAYERS = {
-    "native": ["_log", "_validator", "_mqtt", "_waiting"],
+    "native": ["_log", "_validator", "_mqtt", "_waiting", "_lines"],
     "words": [
         *("errors", "logs", "systemd", "topics", "mqtt_settings", "settings", "config"),
         *("inflate", "http", "docs_ui", "mqtt", "process", "metrics"),
@@ -55,9 +55,8 @@ KNOWS = {
 LINES_MAX = 500
 # One noun that does not fit. Shorten the file, then the number; never the other way round.
 LONGER = {
-    "_native/gw_log.c": 530,  # claim and commit, with the small parts they are made of
-    "_native/gw_log_recover.c": 700,
-    "_native/log.pyx": 700,  # bindings, boring
+    "_native/gw_log_recover.c": 660,
+    "_native/log.pyx": 690,  # bindings, boring
     "gateway/embedded_broker.py": 600,
     "gateway/__main__.py": 540,  # help texts that teach
 }

@@ -88,7 +88,8 @@ static void make_log(void)
     static const char *const sinks[] = {"mqtt", "file", NULL};
     gw_recovery report;
     gw_error error;
-    MUST(fd_lock >= 0 && gw_log_open(path, fd_lock, sinks, false, &the_log, &report, &error) == GW_OK);
+    MUST(fd_lock >= 0 &&
+         gw_log_open(path, fd_lock, &(gw_sinks){.names = sinks}, false, &the_log, &report, &error) == GW_OK);
 
     gw_producer *producer;
     MUST(gw_producer_open(the_log, &producer) == GW_OK);

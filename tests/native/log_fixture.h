@@ -157,6 +157,8 @@ typedef struct fixture {
     int fd; /* of the memfd */
     int fd_lock;
     const char *const *sinks;
+    uint32_t optional;
+    const char *forget;
     gw_log *log;
     gw_recovery report;
     gw_error error;
@@ -186,7 +188,8 @@ static inline gw_status fixture_open(fixture *f, bool accept_corruption)
 {
     f->fd_lock = open(f->path, O_RDWR | O_CLOEXEC);
     CHECK(f->fd_lock >= 0);
-    gw_status status = gw_log_open(f->path, f->fd_lock, f->sinks, accept_corruption, &f->log, &f->report, &f->error);
+    gw_status status = gw_log_open(f->path, f->fd_lock, &(gw_sinks){f->sinks, f->optional, f->forget},
+                                   accept_corruption, &f->log, &f->report, &f->error);
     if (status != GW_OK) {
         f->log = NULL;
         close(f->fd_lock);

@@ -345,10 +345,15 @@ static void known_sink_keeps_its_place(void)
 static void removed_sink_is_refused_by_name(void)
 {
     fixture f = fixture_with(MQTT_AND_FILE);
+    gw_producer *p = producer_of(f.log);
+    CHECK_EQ(put(p, 1, 0, 100, NULL), GW_OK);
+    gw_producer_close(p);
     fixture_close(&f);
     f.sinks = MQTT;
     CHECK_EQ(fixture_open(&f, false), GW_ERRNO);
     CHECK(strstr(f.error.text, "\"file\""));
+    f.sinks = NO_SINKS;
+    CHECK_EQ(fixture_open(&f, false), GW_ERRNO);
     fixture_end(&f);
 }
 
@@ -482,7 +487,7 @@ static void lock_of_another_file_is_refused(void)
     gw_error error;
     fixture_close(&f);
     int wrong = open(other.path, O_RDWR | O_CLOEXEC);
-    CHECK_EQ(gw_log_open(f.path, wrong, MQTT, false, &log, &report, &error), GW_ERRNO);
+    CHECK_EQ(gw_log_open(f.path, wrong, &(gw_sinks){.names = MQTT}, false, &log, &report, &error), GW_ERRNO);
     close(wrong);
     fixture_end(&f);
     fixture_end(&other);
