@@ -272,6 +272,8 @@ bool gw_log_is_required(const gw_log *log, unsigned sink);
 /* A sink reads below `durable` only: the committer hurries also for who waits for sinks. Set at the start of a run. */
 void gw_log_set_sinks_want_durable(gw_log *log, bool wanted);
 bool gw_log_sinks_want_durable(const gw_log *log);
+/* Somebody waits for the sinks to pass a position at or above `lsn`: one that gathers has no time to. */
+bool gw_log_sinks_wanted(const gw_log *log, uint64_t lsn);
 /* Sleep until durable > seen, or gw_log_wake_durable was called since the last return, or timeout_ms have passed.
  * Returns durable. One thread of the delivery process. A log that has failed ends the sleep once, not each time. */
 uint64_t gw_log_wait_durable(gw_log *log, uint64_t seen, int timeout_ms);

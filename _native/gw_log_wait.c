@@ -133,6 +133,11 @@ uint64_t gw_log_wait_durable(gw_log *log, uint64_t seen, int timeout_ms)
     return gw_log_durable(log);
 }
 
+bool gw_log_sinks_wanted(const gw_log *log, uint64_t lsn)
+{
+    return gw_waits_for_walk(log, lsn);
+}
+
 void gw_log_wake_durable(gw_log *log)
 {
     gw_log_nudge(log, GW_WAITER_SINK);

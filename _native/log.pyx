@@ -99,6 +99,7 @@ cdef extern from "gw_log.h":
     c_bool gw_log_sinks_want_durable(const gw_log *log) nogil
     uint64_t gw_log_wait_durable(gw_log *log, uint64_t seen, int timeout_ms) nogil
     void gw_log_wake_durable(gw_log *log) nogil
+    c_bool gw_log_sinks_wanted(const gw_log *log, uint64_t lsn) nogil
     uint64_t gw_log_skip(gw_log *log, unsigned sink) nogil
     void gw_log_set_water(gw_log *log, uint64_t high, uint64_t low) nogil
     gw_status gw_log_oldest(const gw_log *log, gw_record *record) nogil
@@ -428,6 +429,9 @@ cdef class Log:
 
     def wake_durable(self):
         gw_log_wake_durable(self.live())
+
+    def sinks_wanted(self, uint64_t lsn):
+        return gw_log_sinks_wanted(self.live(), lsn)
 
     @property
     def oldest(self):

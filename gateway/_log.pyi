@@ -184,6 +184,9 @@ class Log:
     def wake_durable(self) -> None:
         """End the `wait_durable` that runs, or the next one."""
 
+    def sinks_wanted(self, lsn: int) -> bool:
+        """Somebody waits for the sinks to pass a position at or above lsn."""
+
     def rest(self, microseconds: int) -> None:
         """The follower's pause (GIL released); shorter when somebody waits for an acknowledgement."""
 

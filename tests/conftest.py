@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 TOOLS = {"gcc", "mosquitto", "mosquitto_sub", "mosquitto_pub", "openssl", "strace", "unshare"}
-TOOLS |= {"chromium", "chromedriver"}
+TOOLS |= {"chromium", "chromedriver", "jq", "zstdcat"}
 if platform.machine() == "x86_64":
     TOOLS |= {"aarch64-linux-gnu-gcc", "qemu-aarch64"}
 

@@ -40,6 +40,7 @@ LAYERS = {
         *("log_tools", "log_dump", "listeners", "opening", "log_resize", "dead_letters", "retry"),
         *("rates", "refusals", "mqtt_link", "connection", "publisher", "scratch", "log_replay"),
         *("dead_letter_tools", "embedded_broker", "waiting", "batches"),
+        *("sinks", "sinks.files", "sinks.file"),
     ],
     "assembly": ["worker", "delivery", "children", "rolling", "supervisor"],
     "doors": ["frontends.granian", "demo", "health_check", "help_texts", "__main__"],
@@ -116,7 +117,7 @@ def test_lines_are_short(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in PYTHON + C if path.parts[-2] in ("gateway", "frontends", "_native")],
+    [path for path in PYTHON + C if path.parts[-2] in ("gateway", "frontends", "sinks", "_native")],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_files_are_short(path: Path) -> None:
