@@ -220,6 +220,10 @@ size_t gw_window_fill(gw_window *w, unsigned number, uint64_t now_ns, gw_fill_li
            (w->packed ? send_next_pack : send_next_record)(w, c, &f))
         ;
     gw_mqtt_settle(w, c);
+    if (f.sent && !gw_log_is_required(w->log, w->sink) && gw_log_lapped(w->log, w->cursor.lsn)) {
+        w->corrupt_lsn = w->cursor.lsn; /* written over while it was encoded: what is in `out` may be torn */
+        return 0;
+    }
     w->filled = (uint32_t)f.sent;
     if (f.sent) {
         gw_counter_add(w->counters, GW_COUNTER_PUBLISH_SENT, f.sent);

@@ -167,12 +167,12 @@ def _load(args: argparse.Namespace) -> "Loaded":
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from gateway.config import NO_BROKER
+    from gateway.config import NO_SINK
     from gateway.errors import ConfigError
 
     loaded = _load(args)
-    if loaded.config.mqtt.url is None:
-        raise ConfigError(NO_BROKER)
+    if not loaded.config.sinks:
+        raise ConfigError(NO_SINK)
     from gateway import demo, supervisor
 
     try_it = demo.try_it(loaded.config) if loaded.config.mqtt.url == "embedded" else None

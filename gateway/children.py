@@ -223,7 +223,7 @@ class Children:
         os.close(child.pidfd)
         child.process, child.pidfd = None, -1
         if child.is_delivery:
-            for gauge in ("mqtt_connected", "mqtt_in_flight", "sync_since_ns"):
+            for gauge in ("mqtt_connected", "mqtt_in_flight", "file_up", "sync_since_ns"):
                 self._log.counter_set(_log.BLOCK_DELIVERY, _log.COUNTERS[gauge], 0)
         self._on_death(child, code)
 

@@ -27,11 +27,13 @@ import msgspec
 from gateway.errors import ConfigError
 from gateway.mqtt_settings import PASSWORD_FILE_FORBIDDEN_MODE, Broker, MqttConfig
 from gateway.settings import (
+    PLACES,
     RECORD_OVERHEAD_BYTES,
     SECTIONS,
     SETTINGS,
     AuthConfig,
     Config,
+    FileConfig,
     HttpConfig,
     LogConfig,
     Setting,
@@ -40,10 +42,12 @@ from gateway.topics import topic_problem
 
 __all__ = [
     "NO_BROKER",
+    "NO_SINK",
     "AuthConfig",
     "Broker",
     "Config",
     "ConfigError",
+    "FileConfig",
     "HttpConfig",
     "Loaded",
     "LogConfig",
@@ -55,7 +59,12 @@ __all__ = [
 ]
 
 NO_BROKER: Final = (
-    "mqtt.url is not set: name a broker (mqtt://HOST or mqtts://HOST), or `embedded` for a try-out:"
+    "mqtt.url is not set, and this needs a broker: name one (mqtt://HOST or mqtts://HOST) with"
+    " --set mqtt.url=..."
+)
+NO_SINK: Final = (
+    "there is nowhere to deliver events to: name a broker (mqtt.url = mqtt://HOST or mqtts://HOST),"
+    " a folder for files (file.directory), or `embedded` for a try-out:"
     " gateway serve --set mqtt.url=embedded"
 )
 
@@ -296,6 +305,15 @@ def _check(config: Config, origin: Mapping[str, str], problems: list[str]) -> No
     if problems:
         return
     http, log, mqtt = config.http, config.log, config.mqtt
+    if config.sinks and not any(config.required):
+        wrong(
+            f"{config.sinks[-1]}.required",
+            "no sink would be required: the log would keep events for nobody; at least one of"
+            f" {' and '.join(f'{name}.required' for name in config.sinks)} must be true",
+        )
+    if log.forget_sink in config.sinks:
+        place = PLACES[log.forget_sink or ""]
+        wrong("log.forget_sink", f"it is configured: {place} is set; unset one of the two")
     if log.low_water > log.high_water:
         wrong("log.low_water", f"must not be above log.high_water = {log.high_water:g}")
     if not _is_loopback(http.host) and not config.auth.allow_anonymous:

@@ -41,6 +41,7 @@ from gateway.log_tools import count, size
 from gateway.mqtt import printable, reason_name
 from gateway.publisher import LOGGER as PUBLISHER_LOGGER
 from gateway.scratch import HAS_TS, STALLED_S, Scratch, Verdict, client_id_beside
+from gateway.settings import FILE
 
 ROWS_MAX: Final = 20
 """Rows of a table of `ls`."""
@@ -100,6 +101,8 @@ def ls(config: Config) -> int:
         f" most {size(limit.files_max * limit.file_bytes_max)}; when full: {limit.when_full}"
     )
     print(f"events   {sum(reasons.values())}")
+    if not paths and config.sinks == (FILE,):
+        print("There are none with this configuration: no broker is set (mqtt.url) to refuse any.")
     for line in damaged:
         print(f"DAMAGED  {line.path}, line {line.number}: cannot be read, and is left as it is")
     if not reasons:

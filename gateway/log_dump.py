@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO
 
 from gateway import _log
+from gateway.books import sinks
 from gateway.errors import ConfigError, Exit
 from gateway.log_tools import (
     RUNNING,
@@ -120,7 +121,7 @@ def line(log: _log.Log, found: _log.Record | Hole) -> str:
             else "done"
             if found.lsn < log.cursor(sink).lsn
             else "waiting"
-            for sink, name in enumerate(log.sinks)
+            for sink, name in sinks(log)
         }
     return ENCODE(fields)
 

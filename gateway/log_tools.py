@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from gateway import _log
+from gateway.books import sinks
 from gateway.errors import Exit, NoLog
 from gateway.settings import LogConfig
 
@@ -153,11 +154,13 @@ def summary(log: _log.Log, settings: LogConfig) -> Iterator[str]:
     yield f"epoch      {found.epoch}"
     yield f"watermark  lsn {found.watermark}  (durable below it)"
     yield f"end        lsn {found.end}"
-    for index, name in enumerate(log.sinks):
-        cursor = log.cursor(index)
+    for sink, name in sinks(log):
+        cursor = log.cursor(sink)
+        skipped = f", {cursor.skipped} skipped" if cursor.skipped else ""
         yield (
             f"sink       {name}  lsn {cursor.lsn}, {cursor.published} published,"
-            f" {cursor.dead_lettered} dead-lettered"
+            f" {cursor.dead_lettered} dead-lettered{skipped},"
+            f" {log.committed_ordinal - cursor.ordinal} waiting"
         )
     share = 100 * (found.end - log.reclaim) / log.capacity_bytes
     yield (

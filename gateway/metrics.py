@@ -14,23 +14,21 @@ The number of series is fixed: labels are reasons, processes, states and bucket 
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gateway import __version__, _log
+from gateway import __version__, _log, books
 from gateway.process import Recovered
+from gateway.settings import FILE, MQTT
 
-SINK: Final = "mqtt"
 FRESH_S: Final = 0.1
 """A page this old is still shown."""
 PAGES_MAX: Final = 4
 """Pages, one an Accept, that are kept so long."""
-PADS_MAX: Final = 100
-"""Filled holes in a row that are stepped over for a gauge."""
 ACKS: Final = {
     "durable": "acks_durable",
     "sink": "acks_sink",
@@ -38,56 +36,17 @@ ACKS: Final = {
     "dead_lettered": "acks_dead",
 }
 """How a wait for more than `enqueue` can end, and its counter."""
+UP: Final = {MQTT: "mqtt_connected", FILE: "file_up"}
+"""The gauge of each sink that is not 0 while it can take events."""
 STATES: Final = {_log.RUNNING: "running", _log.DRAINING: "draining", _log.FAILED: "failed"}
 _COUNTED: Final = "Counted since the gateway was started."
 _BOUNDS: Final = [*(repr(bound / 1e9) for bound in _log.HISTOGRAM_BOUNDS_NS), "+Inf"]
-
-
-class Books(NamedTuple):
-    """The books of one sink (guarantee 5), read in an order in which an event can only be seen as
-    too new."""
-
-    accepted: int
-    published: int
-    dead_lettered: int
-    waiting: int
-    unexplained: int
-
-
-def books(log: _log.Log) -> Books:
-    """Accepted = published + dead-lettered + waiting + unexplained, at about the same moment."""
-    sink = log.sink(SINK)
-    cursor = log.cursor(sink)
-    accepted = log.committed_ordinal
-    return Books(
-        accepted,
-        cursor.published,
-        cursor.dead_lettered,
-        accepted - cursor.ordinal,
-        log.unexplained(sink),
-    )
 
 
 def sync_running_s(log: _log.Log) -> float:
     """How long the fdatasync that runs now has been running; 0 when none runs."""
     since_ns = log.counter(_log.BLOCK_DELIVERY, _log.COUNTERS["sync_since_ns"])
     return max(0, _log.now_ns() - since_ns) / 1e9 if since_ns else 0.0
-
-
-def oldest_unpublished_s(log: _log.Log) -> float:
-    """Seconds since the receipt of the event that is to be published next; 0 when there is none."""
-    lsn = log.cursor(log.sink(SINK)).lsn
-    for _ in range(PADS_MAX):
-        try:
-            record = log.read(lsn)
-        except _log.LogError:  # published, and written over meanwhile: the log is busy, not behind
-            return 0.0
-        if record is None:
-            return 0.0
-        if record.kind == _log.DATA:
-            return max(0.0, time.time() - record.received_at_ns / 1e9)
-        lsn += record.size
-    return 0.0
 
 
 class LogCollector(Collector):
@@ -104,11 +63,15 @@ class LogCollector(Collector):
         yield from self._events()
         yield from self._requests()
         yield from self._log_file()
+        yield from self._sinks()
         yield from self._mqtt()
+        if FILE in self._log.sinks:
+            yield from self._file()
         yield from self._processes()
 
     def _events(self) -> Iterable[Metric]:
-        now = books(self._log)
+        sink = books.primary(self._log)
+        now = books.books(self._log, sink)
         yield _counter(
             "gateway_events_received",
             f"Events whose body arrived whole, accepted or not. {_COUNTED}",
@@ -139,8 +102,8 @@ class LogCollector(Collector):
         yield refused
         yield _counter(
             "gateway_events_published",
-            "Events that the broker acknowledged, since the log was made. From the log: moves"
-            " with the cursor.",
+            "Events that the broker acknowledged, since the log was made; without a broker, those"
+            " that are in a file. From the log: moves with the cursor.",
             now.published,
         )
         yield _counter(
@@ -157,21 +120,22 @@ class LogCollector(Collector):
         )
         yield GaugeMetricFamily(
             "gateway_events_waiting",
-            "Events committed in the log and not yet published.",
+            "Events committed in the log and not yet published (gateway_sink_lag_events has every"
+            " sink).",
             now.waiting,
         )
         yield GaugeMetricFamily(
             "gateway_unexplained_events",
-            "Accepted - published - dead-lettered - waiting. Must be 0: anything else is a bug or"
-            " damage.",
-            now.unexplained,
+            "Accepted - published - dead-lettered - skipped - waiting, its size added up over the"
+            " sinks. Must be 0: anything else is a bug or damage.",
+            books.unexplained(self._log),
         )
 
         yield GaugeMetricFamily(
             "gateway_oldest_unpublished_seconds",
             "Time since the receipt of the event that is to be published next; 0 when there is"
             " none.",
-            oldest_unpublished_s(self._log),
+            books.oldest_waiting_s(self._log, sink),
         )
         yield from self._window()
         yield GaugeMetricFamily(
@@ -254,7 +218,7 @@ class LogCollector(Collector):
     def _log_file(self) -> Iterable[Metric]:
         log = self._log
         reclaim, committed, tail = log.reclaim, log.committed, log.tail
-        cursor = log.cursor(log.sink(SINK))
+        cursor = log.cursor(books.primary(log))
         yield GaugeMetricFamily(
             "gateway_log_bytes_used",
             "Bytes of the log that cannot be written over yet.",
@@ -324,6 +288,86 @@ class LogCollector(Collector):
             "Found damaged below the durable watermark when this gateway was started. Not 0: see"
             " the start-up log.",
             self._recovered.corrupt_bytes,
+        )
+
+    def _sinks(self) -> Iterable[Metric]:
+        log = self._log
+        sinks = [(name, i, books.books(log, i)) for i, name in books.sinks(log)]
+        rows = (
+            (
+                CounterMetricFamily,
+                "events_confirmed",
+                "Events that it has: acknowledged by the broker, synced in a file. From the log.",
+                [now.published for _, _, now in sinks],
+            ),
+            (
+                CounterMetricFamily,
+                "events_skipped",
+                "Events that were written over before it had them, since it is not required. From"
+                " the log.",
+                [now.skipped for _, _, now in sinks],
+            ),
+            (
+                GaugeMetricFamily,
+                "lag_events",
+                "Events committed in the log that it has still to take.",
+                [now.waiting for _, _, now in sinks],
+            ),
+            (
+                GaugeMetricFamily,
+                "lag_bytes",
+                "Bytes of the log between its cursor and the end of what is committed.",
+                [max(0, log.committed - log.cursor(i).lsn) for _, i, _ in sinks],
+            ),
+            (
+                GaugeMetricFamily,
+                "lag_seconds",
+                "Time since the receipt of the event that it takes next; 0 when there is none.",
+                [books.oldest_waiting_s(log, i) for _, i, _ in sinks],
+            ),
+            (
+                GaugeMetricFamily,
+                "unexplained_events",
+                "The gap in its books. Must be 0: anything else is a bug or damage.",
+                [now.unexplained for _, _, now in sinks],
+            ),
+            (
+                GaugeMetricFamily,
+                "up",
+                "1 while it can take events: a connection to the broker is open, files can be"
+                " written.",
+                [int(self._total(UP[name]) > 0) for name, _, _ in sinks],
+            ),
+            (
+                GaugeMetricFamily,
+                "required",
+                "1 when the log waits for it; 0 when it may be passed.",
+                [int(log.is_required(i)) for _, i, _ in sinks],
+            ),
+        )
+        for family, name, text, values in rows:
+            metric = family(f"gateway_sink_{name}", text, labels=["sink"])
+            for (sink, _, _), value in zip(sinks, values, strict=True):
+                metric.add_metric([sink], value)
+            yield metric
+
+    def _file(self) -> Iterable[Metric]:
+        for name, counter, text in (
+            ("bytes", "file_bytes", "Bytes of lines written, before compression."),
+            ("syncs", "file_syncs", "fsync calls of the file sink."),
+            ("finished", "file_files", "Files finished: whole, synced, under their last name."),
+            ("removed", "file_removed", "Files removed because of file.files_max."),
+            (
+                "write_failures",
+                "file_write_failures",
+                "Writes and syncs that failed and were tried again.",
+            ),
+        ):
+            yield _counter(f"gateway_file_{name}", f"{text} {_COUNTED}", self._total(counter))
+        yield _counter(
+            "gateway_file_sync_seconds",
+            f"Time spent in its fsync calls. {_COUNTED}",
+            self._total("file_sync_ns") / 1e9,
         )
 
     def _mqtt(self) -> Iterable[Metric]:

@@ -64,6 +64,14 @@ class MqttConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             " gateway, for development only. The broker must speak MQTT 5."
         ),
     ] = None
+    required: Annotated[
+        bool,
+        Meta(
+            description="true: the log keeps an event until the broker has it, and ack=sink waits"
+            " for it. false: when the log fills, what is not published yet is skipped, and counted."
+            " At least one sink must be required."
+        ),
+    ] = True
     embedded_port: Annotated[
         int, Meta(ge=1, le=65535, description="Port of the embedded broker on 127.0.0.1.")
     ] = 1883

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from gateway import _log, listeners
+from gateway import _log, books, listeners
 from gateway.config import Config
 from gateway.errors import ConfigError, Exit, GatewayError, PortBusy
-from gateway.log_tools import private, progress, sync_folder
-from gateway.metrics import SINK
+from gateway.log_tools import count, private, progress, sync_folder
+from gateway.settings import FILE, PLACES
 
 LOCK_WAIT_S: Final = 5.0
 BACKLOG: Final = listeners.BACKLOG
@@ -74,7 +74,7 @@ def open_log(config: Config) -> Opened:
             f"{error.filename or path}: {error.strerror}{_next_step(error.errno)}"
         ) from None
     try:
-        log = _open(path, lock_fd)
+        log = _open(path, lock_fd, config)
     except _log.NotALog as error:
         raise LogUnusable(
             f"{error}; move {path} away, or name another folder with log.directory"
@@ -91,6 +91,8 @@ def open_log(config: Config) -> Opened:
         int(log.capacity_bytes * config.log.high_water),
         int(log.capacity_bytes * config.log.low_water),
     )
+    # the file sink reads what is durable: who waits for it is waited for by the next sync
+    log.sinks_want_durable = FILE in config.sinks and config.file.required
     _report(path, log)
     return Opened(log, lock_fd, folder_fd)
 
@@ -150,11 +152,18 @@ def patiently(directory: Path, locked: type[Exception], attempt: Callable[[], An
             time.sleep(0.05)
 
 
-def _open(path: Path, lock_fd: int) -> _log.Log:
+def _open(path: Path, lock_fd: int, config: Config) -> _log.Log:
     accept_corruption = False
 
     def attempt() -> _log.Log:
-        return _log.Log.open(str(path), lock_fd, [SINK], accept_corruption)
+        return _log.Log.open(
+            str(path),
+            lock_fd,
+            config.sinks,
+            accept_corruption,
+            config.required,
+            config.log.forget_sink,
+        )
 
     while True:
         try:
@@ -168,7 +177,24 @@ def _open(path: Path, lock_fd: int) -> _log.Log:
         except _log.NotALog:
             raise
         except _log.LogError as error:
+            if error.errno == errno.EINVAL:
+                _refuse_to_forget(path, config)
             raise LogUnusable(f"{error}{_next_step(error.errno)}") from None
+
+
+def _refuse_to_forget(path: Path, config: Config) -> None:
+    """A sink that is not configured any more, and for which events wait, is given up by name only.
+    Raises LogUnusable when there is one."""
+    found = _log.Log.scan(str(path))
+    for sink, name in books.sinks(found):
+        waiting = found.committed_ordinal - found.cursor(sink).ordinal
+        if name not in config.sinks and waiting:
+            raise LogUnusable(
+                f"{path}: {count(waiting, 'event')} {'waits' if waiting == 1 else 'wait'} for the"
+                f" sink {name}, which is not configured any more: configure it again"
+                f" ({PLACES.get(name, name)}), or give up what waits with --set"
+                f" log.forget_sink={name}"
+            )
 
 
 def _set_aside(path: Path, damage: _log.LogCorrupt) -> None:
@@ -235,7 +261,7 @@ def _report(path: Path, log: _log.Log) -> None:
     if found is None:
         return
     _logger.info(
-        "%s: %d MiB, epoch %d, %d events in %d bytes to publish",
+        "%s: %d MiB, epoch %d, %d events in %d bytes to deliver",
         path,
         log.capacity_bytes // MIB,
         found.epoch,

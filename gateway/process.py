@@ -177,10 +177,9 @@ def begin(arguments: list[str]) -> Launch:
     return launch
 
 
-def mqtt_status_path(config: Config) -> Path:
-    """Where the delivery process writes what its connection does, and workers read it for
-    /healthz."""
-    return Path(config.log.directory) / "mqtt-status.json"
+def status_path(config: Config, sink: str) -> Path:
+    """Where the delivery process writes what a sink does, and workers read it for /healthz."""
+    return Path(config.log.directory) / f"{sink}-status.json"
 
 
 def raise_descriptor_limit() -> int:

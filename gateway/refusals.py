@@ -18,7 +18,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from gateway import mqtt
+from gateway import books, mqtt
 from gateway._log import Log, Record
 from gateway._mqtt import Packet, Refusal, View, Window
 from gateway.dead_letters import DeadLetter, DeadLettersFull, Shelf
@@ -61,6 +61,11 @@ class Aside:
         record = self._log.read(lsn)
         assert record is not None, "the window has read it"
         return record
+
+    @property
+    def is_passed(self) -> bool:
+        """Not damage: nobody waits for this sink, and the log went on without it."""
+        return books.is_passed(self._log, self._sink)
 
     def is_dead(self, record: Record) -> bool:
         """It has a dead letter."""
@@ -146,7 +151,10 @@ class Refusals:
         else:
             lsn = view.corrupt_lsn
             text = f"the log is corrupt at lsn {lsn}: nothing behind it is published"
-            self._alarms.say(logging.ERROR, text, "run: gateway log verify")
+            if self._aside.is_passed:
+                text = f"the log was written over at lsn {lsn}, where publishing stood"
+            else:
+                self._alarms.say(logging.ERROR, text, "run: gateway log verify")
             self._host.held("held", text)
         if lsn != self._lsn:
             self._lsn = lsn

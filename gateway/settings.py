@@ -15,6 +15,12 @@ from msgspec import Meta, inspect
 
 from gateway.mqtt_settings import MqttConfig
 
+MQTT: Final = "mqtt"
+FILE: Final = "file"
+SINKS: Final = (MQTT, FILE)
+"""Names of the sinks, of their cursors in the log, and of the sections of their settings."""
+PLACES: Final = {MQTT: "mqtt.url", FILE: "file.directory"}
+"""The setting that makes each of them one of this gateway's."""
 MIB: Final = 1 << 20
 RECORD_OVERHEAD_BYTES: Final = 192
 """The most that a record adds to a body: header 64, device id 64, padding, and what a later
@@ -122,7 +128,8 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         Literal["enqueue", "durable", "sink"],
         Meta(
             description="What an accepted event is told when it does not ask: enqueue, committed in"
-            " the log; durable, on the disk; sink, confirmed by the broker. ?ack= and X-Ack win."
+            " the log; durable, on the disk; sink, confirmed by every required sink. ?ack= and"
+            " X-Ack win."
         ),
     ] = "enqueue"
     durable_deadline_ms: Annotated[
@@ -158,9 +165,9 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         Meta(
             ge=MIB,
             le=1 << 40,
-            description="Size of the log, a power of two, allocated at once. It holds what the"
-            " broker has not acknowledged: rate x event size x longest outage. Fixed once the log"
-            " exists; `gateway log resize` changes it.",
+            description="Size of the log, a power of two, allocated at once. It holds what a"
+            " required sink has not confirmed: rate x event size x longest outage. Fixed once the"
+            " log exists; `gateway log resize` changes it.",
         ),
     ] = 256 * MIB
     commit_interval_ms: Annotated[
@@ -190,6 +197,13 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             " stretches, not with each event. Not above log.high_water.",
         ),
     ] = 0.90
+    forget_sink: Annotated[
+        str | None,
+        Meta(
+            description="mqtt or file: give up what the log still holds for that sink, which is not"
+            " configured any more. Without it such a start is refused while events wait for it."
+        ),
+    ] = None
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(description="Least severity of the lines on standard error."),
@@ -204,6 +218,66 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def record_bytes_max(self) -> int:
         """Largest record in bytes."""
         return min(self.capacity_bytes // 8, MIB)
+
+
+class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Events written to files: one JSON object a line, beside the broker or without one."""
+
+    directory: Annotated[
+        str | None,
+        Meta(
+            description="Folder of the files, made with mode 0700; relative to where the gateway is"
+            " started. Unset: no files."
+        ),
+    ] = None
+    required: Annotated[
+        bool,
+        Meta(
+            description="true: the log keeps an event until it is in a file, and ack=sink waits for"
+            " it. false: when the log fills, what is not in a file yet is skipped, and counted. At"
+            " least one sink must be required."
+        ),
+    ] = True
+    file_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=64 * 1024,
+            le=1 << 40,
+            description="Bytes of lines, before compression, at which a file is finished and the"
+            " next one begun.",
+        ),
+    ] = 128 * MIB
+    file_age_max_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=366 * 86_400,
+            description="Age at which a file is finished, however small it is: how long until its"
+            " lines can be taken away.",
+        ),
+    ] = 3600
+    files_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Finished files that are kept: beyond them the oldest ones are removed, and"
+            " counted. 0 keeps all.",
+        ),
+    ] = 0
+    compression: Annotated[
+        Literal["none", "zstd"],
+        Meta(description="Compression of the files; zstd: their names end in .ndjson.zst."),
+    ] = "none"
+    sync_interval_ms: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=60_000,
+            description="Longest time that lines are gathered before they are synced to the disk;"
+            " 1 MiB of them, or somebody who waits with ack=sink, ends it at once.",
+        ),
+    ] = 200
 
 
 class DeadLettersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -250,7 +324,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     log: LogConfig = LogConfig()
     mqtt: MqttConfig = MqttConfig()
     dead_letters: DeadLettersConfig = DeadLettersConfig()
+    file: FileConfig = FileConfig()
     auth: AuthConfig = AuthConfig()
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """Names of the sinks that are configured; each is the name of a cursor in the log."""
+        places = self.mqtt.url, self.file.directory
+        return tuple(name for name, place in zip(SINKS, places, strict=True) if place is not None)
+
+    @property
+    def required(self) -> tuple[bool, ...]:
+        """Of each of `sinks`: whether the log waits for it."""
+        return tuple(getattr(self, name).required for name in self.sinks)
 
 
 class Setting(NamedTuple):

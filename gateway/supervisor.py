@@ -1,6 +1,6 @@
 """The supervisor: starts the workers and the delivery process, replaces them, drains, ends.
 
-It takes no event and publishes none. It sleeps in one select over its children and a signal pipe,
+It takes no event and delivers none. It sleeps in one select over its children and a signal pipe,
 and looks up twice a second.
 
     start     bind ─▶ open_log (lock, recovery) ─▶ listen ─▶ delivery, workers
@@ -9,7 +9,7 @@ and looks up twice a second.
     SIGHUP    every process is replaced, the workers without a failed request (gateway.rolling);
               another SIGHUP meanwhile: once more
     SIGTERM,  the log's tail is closed: every worker answers 503 and /readyz says no
-    SIGINT    ─▶ delivery publishes what is left, at most http.drain_deadline_ms, syncs, exits
+    SIGINT    ─▶ the sinks take what is left, at most http.drain_deadline_ms, delivery syncs, exits
               ─▶ workers end their connections, exit ─▶ exit 0
     SIGINT    again: everything is killed
     FAILED    (a write error; the exit of the delivery process says it) everything ends,
@@ -23,16 +23,17 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from gateway import _log, logs, metrics, opening, process, systemd
+from gateway import _log, books, logs, opening, process, systemd
 from gateway.children import HUNG_S, TICK_S, Child, Children, Pulse, how
 from gateway.config import Config
 from gateway.dead_letters import DeadLetters
 from gateway.errors import Exit, PortBusy
 from gateway.listeners import Listeners
 from gateway.rolling import POLL_S, Roll
+from gateway.settings import FILE, MQTT
 from gateway.worker import GRACE_S
 
 DOORS: Final = {"granian": "gateway.frontends.granian"}
@@ -98,14 +99,11 @@ class Supervisor:
             else self._config.http.host
         )
         _logger.info(
-            "POST events to http://%s:%d/v1/ingest/{device_id}; workers: %d; publishing to %s, mode"
-            " %s, connections: %d",
+            "POST events to http://%s:%d/v1/ingest/{device_id}; workers: %d; sinks: %s",
             host,
             self._config.http.port,
             len(sockets),
-            self._config.mqtt.url,
-            self._config.mqtt.mode,
-            self._config.mqtt.connections,
+            "; ".join(_sinks(self._config)),
         )
         self._looked_s = time.monotonic()
         try:
@@ -122,8 +120,10 @@ class Supervisor:
         return self._code
 
     def _mark_dead_letters(self) -> None:
+        if MQTT not in self._config.sinks:
+            return
         try:
-            DeadLetters.of(self._config, self._log.identity, metrics.SINK).mark_in(self._log)
+            DeadLetters.of(self._config, self._log.identity, MQTT).mark_in(self._log)
         except OSError as error:  # the delivery process tries again, and says what follows from it
             _logger.warning("the dead letters cannot be read: %s", error)
 
@@ -207,9 +207,9 @@ class Supervisor:
                 self._restart()
             elif not self._ending:
                 _logger.info(
-                    "%s: draining; %d events wait to be published, for at most %g s%s",
+                    "%s: draining; %d events wait to be delivered, for at most %g s%s",
                     signal.Signals(number).name,
-                    metrics.books(self._log).waiting,
+                    books.waiting(self._log),
                     self._config.http.drain_deadline_ms / 1000,
                     "; Ctrl-C again kills" if number == signal.SIGINT else "",
                 )
@@ -322,6 +322,17 @@ class Supervisor:
             path,
         )
         self._end(Exit.LOG_FAILED)
+
+
+def _sinks(config: Config) -> Iterator[str]:
+    """Where events go, for people."""
+    for name, required in zip(config.sinks, config.required, strict=True):
+        mqtt, file = config.mqtt, config.file
+        where = {
+            MQTT: f"mqtt to {mqtt.url}, mode {mqtt.mode}, connections: {mqtt.connections}",
+            FILE: f"file in {file.directory}",
+        }[name]
+        yield where if required else f"{where}, not required"
 
 
 def run(

@@ -23,18 +23,18 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 import msgspec
 
-from gateway import _log, docs_ui, http, metrics, openapi
+from gateway import _log, books, docs_ui, http, metrics, openapi
 from gateway.batches import Batches
 from gateway.errors import REFUSALS, ConfigError
 from gateway.http import Answer
 from gateway.logs import Seldom
-from gateway.process import Launch, mqtt_status_path
-from gateway.settings import RECORD_OVERHEAD_BYTES
+from gateway.process import Launch, status_path
+from gateway.settings import FILE, MQTT, RECORD_OVERHEAD_BYTES
 from gateway.waiting import Waiting
 
 _logger: Final = logging.getLogger(__name__)
@@ -46,16 +46,21 @@ PAGES: Final = _log.COUNTERS["requests"]
 counter."""
 _HUNG: Final = _log.COUNTERS["killed_hung"]
 _UNKNOWN_RECEIPT: Final = "not a receipt of this log, or of a log that was replaced"
-LINK_UP: Final = ("connected", "held", "dead_letters_full", "draining")
-"""States of the publisher that only a connection has."""
+SINK_UP: Final = {
+    MQTT: ("connected", "held", "dead_letters_full", "draining"),
+    FILE: ("running", "draining"),
+}
+"""States of a sink that only one that is up has."""
 FULL_INTERVAL_S: Final = 60.0
 """A full log is said again after this."""
 FULL_FRESH_S: Final = 0.1
 """Retry-After of a full log is computed so seldom: a flood of refusals must stay cheap."""
 SYNC_SLOW_S: Final = 1.0
 """An fdatasync that runs longer is said in /healthz."""
-HUNG_RECENT_S: Final = 600.0
-"""So long /healthz says that a delivery process hung and was killed."""
+RECENT_S: Final = 600.0
+"""So long /healthz says that a delivery process hung and was killed, or that a sink was passed."""
+FILE_LATE_S: Final = 30.0
+"""Beyond file.sync_interval_ms: an event that has waited so long for a file is a problem."""
 _AWAY: Final = "not connected to the broker"
 _NOT_CONNECTED: Final = {
     "refused": "the broker refuses the connection (mqtt.last_error)",
@@ -64,6 +69,11 @@ _NOT_CONNECTED: Final = {
 """By the publisher's state, where waiting will not mend it."""
 _PART: Final = ("client_id", "state", "since_unix_s", "last_error", "last_error_unix_s")
 """What is said of each connection of a pool; the broker is the same for all."""
+_SINK: Final = (
+    *("state", "required", "lag_events", "lag_seconds", "skipped"),
+    *("last_error", "last_error_unix_s"),
+)
+"""What is said of each sink."""
 RECEIPTS: Final = "/v1/receipts/"
 RECEIPT_SHOWN_MAX: Final = 128
 _is_receipt: Final = re.compile(r"[0-9A-Za-z-]{1,128}").fullmatch
@@ -71,6 +81,20 @@ _IN_MEMORY: Final = {0x01021994: "tmpfs", 0x858458F6: "ramfs"}
 """statfs(2), f_type."""
 GRACE_S: Final = 1.5
 """After the last answer a door waits at most this long for slow readers before the process ends."""
+
+
+class Lately:
+    """Whether a count has grown within `RECENT_S`, as far as somebody asked."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._grown_s = -RECENT_S
+
+    def __call__(self, count: int) -> bool:
+        now_s = time.monotonic()
+        if count != self._count:
+            self._count, self._grown_s = count, now_s
+        return now_s - self._grown_s < RECENT_S
 
 
 class App:
@@ -108,15 +132,14 @@ class App:
         self.draining = False
         """Set by the door when its process is told to end: /readyz says so even before the log's
         state does."""
-        self._status_path = mqtt_status_path(launch.config)
         self._exposition = metrics.Exposition(log, launch.recovered)
         self._corrupt_bytes: Final = launch.recovered.corrupt_bytes
         self._seldom = Seldom(1.0)
         self._seldom_full = Seldom(FULL_INTERVAL_S)
         self._full: tuple[Answer, ...] = ()
         self._full_until_s = 0.0
-        self._hung = log.counter_total(_HUNG)
-        self._hung_at_s = -HUNG_RECENT_S
+        self._hung = Lately(log.counter_total(_HUNG))
+        self._skipped = {name: Lately(log.cursor(sink).skipped) for sink, name in books.sinks(log)}
         self._limits: Final = {
             code: http.worded(code, f"{REFUSALS[code].message} = {limit}")
             for code, limit in (
@@ -186,9 +209,10 @@ class App:
         held = self._seldom_full()
         if held is not None:
             _logger.error(
-                "the log is full: new events are refused with 503%s; it empties as the broker takes"
-                " events (mqtt in /healthz says what holds them up)",
+                "the log is full: new events are refused with 503%s; it empties as %s takes events"
+                " (/healthz says what holds it up)",
                 f" ({held + 1} since the last line)" if held else "",
+                self._furthest_behind(),
             )
         return random.choice(self._full)
 
@@ -241,39 +265,34 @@ class App:
     def _health(self, accept: str | None) -> Answer:
         log = self.log
         state = log.state
-        books = metrics.books(log)
         used = log.used
         room = int(log.capacity_bytes * self.config.log.high_water) - used
         largest = self.config.http.body_bytes_max + RECORD_OVERHEAD_BYTES
         sync_s = metrics.sync_running_s(log)
-        up, of = log.counter_total(_log.COUNTERS["mqtt_connected"]), self.config.mqtt.connections
-        connected = up >= of
-        link = self._link()
-        if not up and link.get("state") in LINK_UP:
-            link["state"] = "starting"  # who wrote that is gone
+        hung = log.counter_total(_HUNG)
+        sinks = {name: self._sink(sink, name) for sink, name in books.sinks(log)}
+        unexplained = books.unexplained(log)
         problems = [
             text
             for wrong, text in (
                 (state != _log.RUNNING, f"the log is {metrics.STATES[state]}"),
                 (log.full or room < largest, self._why_full(used, room < largest)),
                 (sync_s > SYNC_SLOW_S, f"an fdatasync has been running for {sync_s:.1f} s"),
-                (not up, _NOT_CONNECTED.get(str(link.get("state")), _AWAY)),
-                (0 < up < of, f"{up} of {of} connections to the broker are up (mqtt.connections)"),
-                (
-                    link.get("state") == "held",
-                    f"publishing is held{_where(link, 'held')}: an event is refused for now, or the"
-                    " disk takes no dead letters (mqtt.last_error)",
+                *(self._link_problems(sinks[MQTT]) if MQTT in sinks else ()),
+                *(self._file_problems(sinks[FILE]) if FILE in sinks else ()),
+                *(
+                    (
+                        self._skipped[name](sink["skipped"]),
+                        f"{name} was too far behind: {sink['skipped']} events were given up for it"
+                        f" so far ({name}.required = false)",
+                    )
+                    for name, sink in sinks.items()
                 ),
                 (
-                    link.get("state") == "dead_letters_full",
-                    "the dead-letter files are full: publishing stops"
-                    f"{_where(link, 'dead_letters_full')}; see `gateway dead-letters ls`",
+                    self._hung(hung),
+                    f"the delivery process hung and was killed ({hung} since the start)",
                 ),
-                (
-                    self._hung_lately(),
-                    f"the delivery process hung and was killed ({self._hung} since the start)",
-                ),
-                (books.unexplained, f"{books.unexplained} events are unexplained"),
+                (unexplained, f"{unexplained} events are unexplained"),
                 (
                     self._corrupt_bytes,
                     f"{self._corrupt_bytes} bytes that were durable were found damaged at the start"
@@ -295,17 +314,15 @@ class App:
                     "used_bytes": used,
                     "capacity_bytes": log.capacity_bytes,
                 },
-                "mqtt": {
-                    **link,
-                    "connected": connected,
-                    "in_flight": log.counter_total(_log.COUNTERS["mqtt_in_flight"]),
-                    "connect_failures": log.counter_total(_log.COUNTERS["mqtt_connect_failures"]),
+                "sinks": {
+                    name: {key: sink.get(key) for key in _SINK} for name, sink in sinks.items()
                 },
-                "events": books._asdict(),
+                **({MQTT: self._shown_link(sinks[MQTT])} if MQTT in sinks else {}),
+                "events": books.books(log, books.primary(log))._asdict() if sinks else None,
                 "restarts": {
                     "worker": log.counter_total(_log.COUNTERS["restarts_worker"]),
                     "delivery": log.counter_total(_log.COUNTERS["restarts_delivery"]),
-                    "delivery_hung": self._hung,
+                    "delivery_hung": hung,
                 },
                 "worker": {
                     "index": self.block,
@@ -317,32 +334,87 @@ class App:
         # Liveness: a broker that is away is no reason to restart the gateway, so "degraded" is 200.
         return Answer(503 if status == "failed" else 200, [http.TYPE_JSON, _NO_STORE], body)
 
+    def _sink(self, sink: int, name: str) -> dict[str, Any]:
+        """What the sink last wrote about itself (a file, since it is text), and its books."""
+        try:
+            path = status_path(self.config, name)
+            status = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.DecodeError):
+            status = {}
+        status["up"] = self.log.counter_total(_log.COUNTERS[metrics.UP[name]])
+        if not status["up"] and status.get("state") in SINK_UP[name]:
+            status["state"] = "starting"  # who wrote that is gone
+        now = books.books(self.log, sink)
+        return {
+            **status,
+            "required": self.log.is_required(sink),
+            "lag_events": now.waiting,
+            "lag_seconds": round(books.oldest_waiting_s(self.log, sink), 3),
+            "skipped": now.skipped,
+        }
+
+    def _link_problems(self, link: dict[str, Any]) -> Iterable[tuple[object, str]]:
+        up, of = link["up"], self.config.mqtt.connections
+        state = link.get("state")
+        return (
+            (not up, _NOT_CONNECTED.get(str(state), _AWAY)),
+            (0 < up < of, f"{up} of {of} connections to the broker are up (mqtt.connections)"),
+            (
+                state == "held",
+                f"publishing is held{_where(link, 'held')}: an event is refused for now, or the"
+                " disk takes no dead letters (mqtt.last_error)",
+            ),
+            (
+                state == "dead_letters_full",
+                "the dead-letter files are full: publishing stops"
+                f"{_where(link, 'dead_letters_full')}; see `gateway dead-letters ls`",
+            ),
+        )
+
+    def _file_problems(self, file: dict[str, Any]) -> Iterable[tuple[object, str]]:
+        late_s = FILE_LATE_S + self.config.file.sync_interval_ms / 1000
+        return (
+            (
+                not file["up"],
+                f"the file sink is {file.get('state', 'starting')} (sinks.file.last_error)",
+            ),
+            (
+                file["up"] and file["lag_seconds"] > late_s,
+                f"the oldest event has waited {file['lag_seconds']:.0f} s for the file sink: the"
+                " disk of file.directory hangs or is too slow",
+            ),
+        )
+
     def _why_full(self, used: int, no_room: bool) -> str:
         percent = 100 * used // self.log.capacity_bytes
+        behind = f"{self._furthest_behind()} is furthest behind"
         if no_room:
-            return f"the log is full ({percent} %): it has no room for the largest event"
-        return f"the log is full ({percent} %): new events are refused until log.low_water"
+            return f"the log is full ({percent} %): it has no room for the largest event; {behind}"
+        return (
+            f"the log is full ({percent} %): new events are refused until log.low_water; {behind}"
+        )
 
-    def _hung_lately(self) -> bool:
-        """A delivery process was killed for hanging within `HUNG_RECENT_S`, as far as this worker
-        was asked."""
-        hung, now_s = self.log.counter_total(_HUNG), time.monotonic()
-        if hung != self._hung:
-            self._hung, self._hung_at_s = hung, now_s
-        return now_s - self._hung_at_s < HUNG_RECENT_S
+    def _furthest_behind(self) -> str:
+        """The required sink that the head waits for."""
+        log = self.log
+        lags = [
+            (log.cursor(sink).lsn, name) for sink, name in books.sinks(log) if log.is_required(sink)
+        ]
+        return min(lags)[1] if lags else "no sink"
 
-    def _link(self) -> dict[str, object]:
-        """What the publisher last wrote about its connection; a file, since it is text."""
-        try:
-            status = msgspec.json.decode(self._status_path.read_bytes(), type=dict[str, object])
-        except (OSError, msgspec.DecodeError):
-            return {}
+    def _shown_link(self, status: dict[str, Any]) -> dict[str, object]:
         keys = ["broker", "state", "last_error", "last_error_unix_s"]
-        link = {key: status.get(key) for key in keys}
+        link: dict[str, object] = {key: status.get(key) for key in keys}
         parts = status.get("connections")
         if isinstance(parts, list) and parts:
             link["connections"] = [{key: part.get(key) for key in _PART} for part in parts]
-        return link
+        total = self.log.counter_total
+        return {
+            **link,
+            "connected": status["up"] >= self.config.mqtt.connections,
+            "in_flight": total(_log.COUNTERS["mqtt_in_flight"]),
+            "connect_failures": total(_log.COUNTERS["mqtt_connect_failures"]),
+        }
 
     def _metrics(self, accept: str | None) -> Answer:
         content_type, body = self._exposition.render(accept)
@@ -356,7 +428,7 @@ class App:
 def _where(link: Mapping[str, object], state: str) -> str:
     """Of a pool, how many of its connections are in `state`: the others go on."""
     parts = link.get("connections")
-    if not isinstance(parts, list):
+    if not isinstance(parts, list) or not parts:
         return ""
     return f" on {sum(p['state'] == state for p in parts)} of {len(parts)} connections"
 

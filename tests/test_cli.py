@@ -86,7 +86,7 @@ def test_version_is_printed_without_loading_what_it_does_not_need() -> None:
         ([], 2, "COMMAND"),
         (["sevre"], 2, "invalid choice: 'sevre'"),
         (["log"], 2, "COMMAND"),
-        (["serve"], 2, "mqtt.url is not set"),
+        (["serve"], 2, "file.directory"),
         (["serve", "--set", "mqtt.url=broker"], 2, "mqtt.url: write mqtt://HOST"),
         (["serve", "--config", "/nowhere.toml"], 2, "/nowhere.toml: No such file"),
         (["config", "--set", "http.prot=1"], 2, "did you mean http.port?"),

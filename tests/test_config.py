@@ -568,3 +568,31 @@ def test_a_config_survives_the_way_to_a_child() -> None:
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Config().http.port = 1  # type: ignore[misc]
+
+
+# ---- sinks ------------------------------------------------------------------------------------
+
+
+def test_sinks_are_what_has_a_place_to_deliver_to() -> None:
+    assert read().config.sinks == ()
+    assert read("mqtt.url=embedded").config.sinks == ("mqtt",)
+    assert read("file.directory=x").config.sinks == ("file",)
+    both = read("file.directory=x", "mqtt.url=embedded", "mqtt.required=false").config
+    assert (both.sinks, both.required) == (("mqtt", "file"), (False, True))
+
+
+def test_one_sink_must_be_required() -> None:
+    read("mqtt.required=false")  # is not configured
+    said = problem("mqtt.url=embedded", "mqtt.required=false")
+    assert said.startswith("mqtt.required: no sink would be required")
+    assert "mqtt.required must be true (from --set, given false)" in said
+    said = problem(
+        "mqtt.url=embedded", "mqtt.required=false", "file.directory=x", "file.required=false"
+    )
+    assert "at least one of mqtt.required and file.required must be true" in said
+
+
+def test_a_sink_that_is_configured_cannot_be_forgotten() -> None:
+    assert read("mqtt.url=embedded", "log.forget_sink=file").config.log.forget_sink == "file"
+    said = problem("file.directory=x", "log.forget_sink=file")
+    assert "it is configured: file.directory is set" in said

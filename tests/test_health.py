@@ -4,7 +4,7 @@ come back. One worker's answers, without its server."""
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ CAPACITY = _log.CAPACITY_MIN
 class Worker:
     """An App over a log that this process plays the supervisor and the delivery process of."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sinks: Sequence[str] = ("mqtt",)) -> None:
         path = str(folder / "gateway.log")
         _log.create(path, CAPACITY)
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self.log = _log.Log.open(path, self.fd, ["mqtt"])
+        self.log = _log.Log.open(path, self.fd, sinks)
         self.log.set_water(CAPACITY * 95 // 100, CAPACITY * 90 // 100)
         self.folder = folder
         log = LogConfig(directory=str(folder), capacity_bytes=CAPACITY)
@@ -146,7 +146,7 @@ def test_a_delivery_process_that_hung_is_a_problem_for_a_while(
     site.count("killed_hung", 2, _log.BLOCK_SUPERVISOR)
     assert "hung and was killed (2 since" in site.problems
     assert site.health()["restarts"]["delivery_hung"] == 2
-    monkeypatch.setattr(worker, "HUNG_RECENT_S", 0.0)
+    monkeypatch.setattr(worker, "RECENT_S", 0.0)
     assert site.problems == ""
     assert site.health()["restarts"]["delivery_hung"] == 2
 
@@ -309,3 +309,65 @@ def test_a_pool_says_how_many_of_its_connections_are_held(
     LinkStatus().pooled(parts).write(site.folder / "mqtt-status.json")
     site.count("mqtt_connected", 4)
     assert words in site.problems
+
+
+# ---- sinks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Worker]:
+    site = Worker(tmp_path, ("file",))
+    site.count("file_up", 1)
+    (tmp_path / "file-status.json").write_text('{"state": "running"}')
+    yield site
+    site.app.close()
+    site.log.close()
+    os.close(site.fd)
+
+
+def test_files_alone_say_nothing_of_a_broker(files: Worker) -> None:
+    health = files.health()
+    assert (health["status"], health["problems"]) == ("ok", [])
+    assert "mqtt" not in health
+    file = health["sinks"]["file"]
+    assert (file["state"], file["required"], file["lag_events"]) == ("running", True, 0)
+
+
+@pytest.mark.parametrize("state", ["held", "stuck"])
+def test_files_that_cannot_be_written_are_a_problem(files: Worker, state: str) -> None:
+    files.count("file_up", 0)
+    (files.folder / "file-status.json").write_text(
+        json.dumps({"state": state, "last_error": "No space left on device"})
+    )
+    assert files.problems == f"the file sink is {state} (sinks.file.last_error)"
+    assert files.health()["sinks"]["file"]["last_error"] == "No space left on device"
+
+
+def test_a_state_of_a_file_sink_that_is_gone_is_not_believed(files: Worker) -> None:
+    files.count("file_up", 0)
+    assert files.problems == "the file sink is starting (sinks.file.last_error)"
+
+
+def test_an_event_that_waits_long_for_a_file_is_a_problem(
+    files: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert files.app.ingest.event("dev", EVENT, _log.now_ns()) == 0
+    files.log.follow(0, 0)
+    assert files.problems == ""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 29)
+    assert files.problems == ""
+    monkeypatch.setattr(time, "time", lambda: real() + 31)
+    assert "has waited 31 s for the file sink" in files.problems
+
+
+def test_a_full_log_names_the_sink_that_is_furthest_behind(tmp_path: Path) -> None:
+    site = Worker(tmp_path, ("mqtt", "file"))
+    site.fill()
+    site.log.follow(0, 0)
+    ordinal = site.log.committed_ordinal
+    site.log.set_cursor(0, _log.Cursor(site.log.committed, ordinal, ordinal, 0))
+    assert "file is furthest behind" in site.problems
+    site.app.close()
+    site.log.close()
+    os.close(site.fd)

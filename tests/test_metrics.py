@@ -11,8 +11,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from gateway import _log, metrics
+from gateway import _log, books, metrics
 from gateway.process import Recovered
+from gateway.settings import MQTT
 from tests.gateway_process import EVENT, GatewayProcess, wait_for
 
 PROMISED = (
@@ -47,13 +48,26 @@ PROMISED = (
     "gateway_log_sync_running_seconds",
     "gateway_dead_letter_bytes",
     "gateway_delivery_killed_hung_total",
+    *(
+        f'gateway_sink_{name}{{sink="{sink}"}}'
+        for name in (
+            *("events_confirmed_total", "events_skipped_total", "lag_events", "lag_bytes"),
+            *("lag_seconds", "unexplained_events", "up", "required"),
+        )
+        for sink in ("mqtt", "file")
+    ),
+    *(
+        f"gateway_file_{name}_total"
+        for name in ("bytes", "syncs", "sync_seconds", "finished", "removed", "write_failures")
+    ),
 )
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     folder = tmp_path_factory.mktemp("metrics")
-    with GatewayProcess(folder, {"mqtt.url": "embedded", "http.workers": 2}) as gateway:
+    settings = {"mqtt.url": "embedded", "http.workers": 2, "file.directory": folder / "files"}
+    with GatewayProcess(folder, settings) as gateway:
         yield gateway
 
 
@@ -64,7 +78,7 @@ def log(tmp_path: Path) -> Iterator[_log.Log]:
     path = str(tmp_path / "gateway.log")
     _log.create(path, _log.CAPACITY_MIN)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    log = _log.Log.open(path, fd, [metrics.SINK])
+    log = _log.Log.open(path, fd, [MQTT])
     yield log
     log.close()
     os.close(fd)
@@ -282,7 +296,7 @@ class Holes:
     [(Holes(0), 5), (Holes(3), 5), (Holes(10_000), 0), (Holes(0, lapped=True), 0)],
 )
 def test_holes_are_not_the_oldest_event(log: Any, seconds: float) -> None:
-    assert metrics.oldest_unpublished_s(log) == pytest.approx(seconds, abs=1)
+    assert books.oldest_waiting_s(log, 0) == pytest.approx(seconds, abs=1)
 
 
 def test_sync_that_runs_is_timed(log: _log.Log) -> None:

@@ -31,7 +31,8 @@ def hurt(path: Path, lsn: int) -> None:
 
 
 def config_of(path: Path) -> Config:
-    return load(sets=[f"log.directory={path.parent}", "log.capacity_bytes=1MiB"]).config
+    sets = f"log.directory={path.parent}", "log.capacity_bytes=1MiB", "mqtt.url=embedded"
+    return load(sets=sets).config
 
 
 def opened_and_closed(path: Path) -> None:

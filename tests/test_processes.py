@@ -303,7 +303,7 @@ def test_draining_gateway_refuses_with_503_and_closes(tmp_path: Path) -> None:
         assert gateway.process.wait(10) == 0
         assert time.monotonic() - began > 1.2, "it goes on trying until the deadline"
         assert "1 events are not published yet" in gateway.output()
-        assert " events wait to be published, for at most 1.5 s" in gateway.output()
+        assert " events wait to be delivered, for at most 1.5 s" in gateway.output()
         assert gateway.output().endswith(" info supervisor ended, exit code 0\n")
 
 

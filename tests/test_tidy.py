@@ -33,14 +33,14 @@ LAYERS = {
     "native": ["_log", "_validator", "_mqtt", "_waiting", "_lines"],
     "words": [
         *("errors", "logs", "systemd", "topics", "mqtt_settings", "settings", "config"),
-        *("inflate", "http", "docs_ui", "mqtt", "process", "metrics"),
+        *("inflate", "http", "docs_ui", "mqtt", "process", "books", "metrics"),
         *("event_schema", "openapi_parts", "yaml", "openapi", "reference"),
     ],
     "work": [
         *("log_tools", "log_dump", "listeners", "opening", "log_resize", "dead_letters", "retry"),
         *("rates", "refusals", "mqtt_link", "connection", "publisher", "scratch", "log_replay"),
         *("dead_letter_tools", "embedded_broker", "waiting", "batches"),
-        *("sinks", "sinks.files", "sinks.file"),
+        *("sinks", "sinks.files", "sinks.file", "sinks.mqtt"),
     ],
     "assembly": ["worker", "delivery", "children", "rolling", "supervisor"],
     "doors": ["frontends.granian", "demo", "health_check", "help_texts", "__main__"],
