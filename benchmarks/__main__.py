@@ -26,6 +26,7 @@ def benchmarks() -> list[Benchmark]:
         batch,
         connections,
         dedupe,
+        doors,
         end_to_end,
         file_sink,
         ingest,
@@ -45,7 +46,8 @@ def benchmarks() -> list[Benchmark]:
     )
 
     modules = (
-        *(instructions, validator, ingest, native_batch, dedupe, pipeline, lanes, acks, batch),
+        *(instructions, validator, ingest, native_batch, dedupe, pipeline, doors, lanes),
+        *(acks, batch),
         *(sweeps, connections, end_to_end, publisher, packed, file_sink, latency, offered_load),
         *(recovery, restart, memory),
     )

@@ -20,6 +20,7 @@ import stat
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -58,6 +59,8 @@ __all__ = [
     "toml",
 ]
 
+ROBYN: Final = "robyn>=0.88,<0.89"
+"""What the second door needs; an extra of pyproject.toml."""
 NO_BROKER: Final = (
     "mqtt.url is not set, and this needs a broker: name one (mqtt://HOST or mqtts://HOST) with"
     " --set mqtt.url=..."
@@ -277,9 +280,8 @@ def _convert(setting: Setting, value: Any) -> Any:
     if isinstance(value, str) and setting.kind == "int" and "_bytes" in setting.name:
         size = _size(value)
         value = value if size is None else size
-    later = {("http.server", "robyn")}
-    if isinstance(value, str) and (setting.key, value) in later:
-        raise ValueError(f"not available in this version; it must be {setting.expected}")
+    if setting.key == "http.server" and value == "robyn" and find_spec("robyn") is None:
+        raise ValueError(f"robyn is not installed: pip install '{ROBYN}'; or use granian")
     try:
         return msgspec.convert(value, setting.field)
     except msgspec.ValidationError:

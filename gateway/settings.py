@@ -59,8 +59,11 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         ),
     ] = False
     server: Annotated[
-        Literal["granian"],
-        Meta(description="HTTP server. robyn, the second door, is not available in this version."),
+        Literal["granian", "robyn"],
+        Meta(
+            description="HTTP server. robyn is the second door: slower, with weaker limits, and an"
+            " extra to install (docs/front-doors.md)."
+        ),
     ] = "granian"
     body_bytes_max: Annotated[
         int,

@@ -36,7 +36,7 @@ from gateway.rolling import POLL_S, Roll
 from gateway.settings import FILE, MQTT
 from gateway.worker import GRACE_S
 
-DOORS: Final = {"granian": "gateway.frontends.granian"}
+DOORS: Final = {"granian": "gateway.frontends.granian", "robyn": "gateway.frontends.robyn"}
 WORKER_KILL_S: Final = GRACE_S + 1.0
 DELIVERY_KILL_S: Final = 5.0
 """After the drain deadline, for the last sync."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests import conformance
+
 TOOLS = {"gcc", "mosquitto", "mosquitto_sub", "mosquitto_pub", "openssl", "strace", "unshare"}
 TOOLS |= {"chromium", "chromedriver", "jq", "zstdcat"}
 if platform.machine() == "x86_64":
@@ -46,3 +48,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of whoever runs the tests sets nothing."""
     for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _difference_of_doors(request: pytest.FixtureRequest) -> None:
+    conformance.expect_difference(request)

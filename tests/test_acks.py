@@ -22,6 +22,7 @@ import pytest
 from gateway import _log, http
 from gateway.errors import Exit
 from tests.ack_site import Site, event, with_fail_points
+from tests.conformance import DOORS
 from tests.gateway_process import is_alive, stat_fields, wait_for
 from tests.mutant_gateway import Native, package
 from tests.raw_http import Answer, Client, request
@@ -30,10 +31,16 @@ WAIT_S = 0.25
 """Long enough for an answer that comes too early to show."""
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@pytest.fixture(scope="module", params=DOORS)
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     """Deadlines are long: whoever is answered was answered for a reason."""
-    settings = {"http.durable_deadline_ms": 20_000, "http.sink_deadline_ms": 20_000}
+    settings = {
+        "http.server": request.param,
+        "http.durable_deadline_ms": 20_000,
+        "http.sink_deadline_ms": 20_000,
+    }
     with Site(tmp_path_factory.mktemp("acks"), settings) as site:
         yield site
 

@@ -21,6 +21,7 @@ from gateway import _log, http
 from gateway.batches import Batches
 from gateway.settings import HttpConfig
 from tests.ack_site import Site
+from tests.conformance import DOORS
 from tests.gateway_process import wait_for
 from tests.mutant_gateway import package
 from tests.raw_http import Answer, Client, request
@@ -33,9 +34,12 @@ BODY_MAX: Final = 4096
 EVENTS_MAX: Final = 10_000
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@pytest.fixture(scope="module", params=DOORS)
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     settings = {
+        "http.server": request.param,
         "http.body_bytes_max": BODY_MAX,
         "http.body_deadline_ms": 2000,
         "http.durable_deadline_ms": 20_000,

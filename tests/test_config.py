@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import config
 from gateway.config import Config, ConfigError, Loaded, effective, example, load
 from gateway.mqtt_settings import parse_url
 from gateway.settings import SETTINGS, Setting
@@ -176,8 +178,11 @@ def test_a_service_link_in_the_place_of_a_setting_is_explained() -> None:
     assert "enableServiceLinks" in problem(GATEWAY_HTTP_PORT="tcp://10.0.0.1:8000")
 
 
-def test_values_of_later_versions_are_refused() -> None:
-    assert "not available in this version" in problem("http.server=robyn")
+def test_the_second_door_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    assert f"pip install '{config.ROBYN}'" in problem("http.server=robyn")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extras["optional-dependencies"]["robyn"] == [config.ROBYN]
 
 
 def test_all_problems_are_reported_at_once() -> None:

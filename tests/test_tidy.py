@@ -43,12 +43,16 @@ LAYERS = {
         *("sinks", "sinks.files", "sinks.file", "sinks.mqtt"),
     ],
     "assembly": ["worker", "delivery", "children", "rolling", "supervisor"],
-    "doors": ["frontends.granian", "demo", "health_check", "help_texts", "__main__"],
+    "doors": [
+        *("frontends.granian", "frontends.guard", "frontends.robyn"),
+        *("demo", "health_check", "help_texts", "__main__"),
+    ],
 }
 ORDER = ["", "frontends", *(name for names in LAYERS.values() for name in names)]
 # Who may know a library; the rest is kept from it.
 KNOWS = {
     "granian": {"frontends.granian"},
+    "robyn": {"frontends.robyn"},
     "mqttools": {"mqtt", "embedded_broker"},
     "prometheus_client": {"metrics"},
     "argparse": {"__main__"},
