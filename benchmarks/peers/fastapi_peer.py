@@ -21,7 +21,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 DeviceId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class Event(BaseModel):  # type: ignore[misc]
+class Event(BaseModel):
     """One event; the depth of its payload is not bounded."""
 
     model_config = ConfigDict(extra="forbid")
