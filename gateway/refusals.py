@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from gateway import books, mqtt
-from gateway._log import Log, Record
+from gateway._log import Lapped, Log, Record
 from gateway._mqtt import Packet, Refusal, View, Window
 from gateway.dead_letters import DeadLetter, DeadLettersFull, Shelf
 from gateway.mqtt import printable, reason_name
@@ -57,10 +57,16 @@ class Aside:
         self._turn = asyncio.Lock()
 
     def read(self, lsn: int) -> Record:
-        """A record that the window has read."""
-        record = self._log.read(lsn)
+        """A record that the window has read. Raises LogError, also when the log went on without
+        this sink: what was copied may be half another event then."""
+        record = self._read(lsn)
         assert record is not None, "the window has read it"
+        if self.is_passed:
+            raise Lapped(f"{self._log.path}: written over at lsn {lsn}, where publishing stood")
         return record
+
+    def _read(self, lsn: int) -> Record | None:
+        return self._log.read(lsn)
 
     @property
     def is_passed(self) -> bool:

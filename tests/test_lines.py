@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gateway import _lines, _log
 from gateway.dead_letters import rfc3339_ns
+from gateway.refusals import Aside
 from tests.log_tools import Image
 
 MIB = 1 << 20
@@ -249,3 +250,22 @@ def test_thread_that_waits_for_durable_is_woken_by_the_sync(path: Path) -> None:
         assert not site.log.sinks_want_durable
         site.log.sinks_want_durable = True
         assert site.log.sinks_want_durable
+
+
+def test_no_dead_letter_is_made_of_a_place_that_may_be_written_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with site_of(path, required=False) as site:
+        lsn = site.append(b'{"metrics":{}}')
+        site.settle()
+        # no shelf and no topic are wanted for a look
+        aside = Aside(site.log, FILE, None, None)  # type: ignore[arg-type]
+        assert aside.read(lsn).body == b'{"metrics":{}}'
+        whole = site.log.read(lsn)
+        while site.log.tail <= lsn + site.log.capacity_bytes:
+            site.append(b'{"metrics":{},"payload":"%s"}' % (b"x" * 60_000))
+            site.settle()
+            site.pass_mqtt()
+        monkeypatch.setattr(Aside, "_read", lambda *_: whole)  # copied before, looked at now
+        with pytest.raises(_log.Lapped):
+            aside.read(lsn)
