@@ -92,7 +92,10 @@ class Aside:
         return done
 
     def _mark(self, record: Record) -> None:
-        if not self._log.mark_dead(self._sink, record.lsn, record.epoch):
+        """Of a sink for which the log does not wait, what every other sink has passed cannot be
+        marked: its place is no longer only read. After a restart it is sent, and refused, again."""
+        marked = self._log.mark_dead(self._sink, record.lsn, record.epoch)
+        if not marked and self._log.is_required(self._sink):
             raise RuntimeError(f"the log does not know the event at lsn {record.lsn} any more")
 
 

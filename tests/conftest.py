@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 
@@ -19,7 +20,10 @@ _given_out: set[int] = set()
 
 
 def pytest_configure() -> None:
-    """No test is skipped for want of a program: without them nothing runs."""
+    """No test is skipped for want of a program: without them nothing runs. And a shell that runs
+    the tests in the background has Ctrl-C ignored, which programs would inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:{os.environ.get('GW_MOSQUITTO', '')}"
     missing = sorted(tool for tool in TOOLS if shutil.which(tool, path=path) is None)
     if missing:

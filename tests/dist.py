@@ -98,7 +98,8 @@ def make_sdist(source: Path, out: Path) -> Path:
 def unpack(sdist: Path, folder: Path) -> Path:
     """Its one folder."""
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since 3.11.4
+        archive.extractall(folder, **safe)
     (top,) = folder.iterdir()
     return top
 

@@ -664,6 +664,39 @@ def lines_after_a_restore(base, make):
         return len(set(site.written()) & set(site.expected()))
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_log_put_back_from_a_copy_takes_no_line_of_the_part_away(tmp_path, compression):
+    assert lines_lost_by_restores(tmp_path, compression, FileSink) == set()
+
+
+def test_without_a_look_at_what_is_cut_it_does(tmp_path):
+    blind, _ = mutant("files", "if line and not is_logged(", "if not line and is_logged(")
+    assert lines_lost_by_restores(tmp_path, "none", blind) != set()
+
+
+def lines_lost_by_restores(base, compression, make):
+    settings = {"compression": compression}
+    with Site(base, make, **settings) as site:
+        site.post(5)
+        site.run()
+    shutil.copy(base / "gateway.log", base / "copy")
+    written = set()
+    for _ in range(2):
+        with Site(base, make, **settings) as site:
+            site.post(4)
+            site.run()
+            written |= set(site.written())
+        shutil.copy(base / "copy", base / "gateway.log")
+        with Site(base, make, **settings) as site:
+            site.run()
+            written -= set(site.written())
+    for path in site.folder.glob("other-*"):
+        data = path.read_bytes()
+        data = zstd.decompress(data) if path.suffix == ".zst" else data
+        written -= set(data.splitlines(keepends=True))
+    return written
+
+
 def test_a_damaged_record_ends_the_sink_and_says_where(tmp_path):
     with Site(tmp_path) as site:
         site.post(3)

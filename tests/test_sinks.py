@@ -1,6 +1,7 @@
 """Several sinks beside each other, in whole gateways: each gets every event, none holds another,
 and the books of each balance (guarantees 3-5, 19)."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ JSON = {"Content-Type": "application/json"}
 class Recorder(Valve):
     """A broker that takes everything and keeps each event's seq."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, refused: Collection[int] = ()) -> None:
+        """Of the seqs in `refused` it says, after a while, that it will never take them."""
         super().__init__()
-        self.wanted_port = port
+        self.wanted_port, self.refused = port, refused
         self.seqs: list[int] = []
 
     async def _serve(self) -> None:
@@ -49,7 +51,11 @@ class Recorder(Valve):
             else:
                 publish = brokers.read_publish(first, body)
                 self.seqs.append(json.loads(publish.payload)["seq"])
-                peer.send(brokers.puback(publish.id))
+                if self.seqs[-1] in self.refused:
+                    await asyncio.sleep(1)
+                    peer.send(brokers.puback(publish.id, brokers.NOT_AUTHORIZED))
+                else:
+                    peer.send(brokers.puback(publish.id))
 
 
 class Site:
@@ -244,6 +250,27 @@ def test_a_broker_that_is_not_required_is_passed(tmp_path: Path) -> None:
         assert site.gateway.children()["delivery"] == delivery
         assert site.gateway.health()["log"]["state"] == "running"
         assert "the log is corrupt" not in site.gateway.output()
+
+
+def test_a_refusal_by_a_broker_that_is_not_required_is_set_aside_once(tmp_path: Path) -> None:
+    with Recorder(refused={2}) as broker:
+        site = Site(
+            tmp_path,
+            f"mqtt://127.0.0.1:{broker.port}",
+            mqtt__required="false",
+            log__commit_interval_ms=10,
+        )
+        with running(site):
+            site.send(3)
+            wait_for(site.has_room)  # the head is past what the broker is about to refuse
+            wait_for(site.has_all("mqtt"))
+            assert site.books("mqtt")["events_confirmed_total"] == 2
+            assert site.gateway.metrics()["gateway_events_dead_lettered_total"] == 1
+            assert site.gateway.metrics()["gateway_unexplained_events"] == 0
+            site.send(1)
+            wait_for(site.has_all("mqtt"))
+        assert broker.seqs == [1, 2, 3, 4]
+        assert "failed" not in site.gateway.output()
 
 
 def test_files_alone_are_a_gateway(tmp_path: Path) -> None:

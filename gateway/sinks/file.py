@@ -61,7 +61,16 @@ from gateway.logs import Seldom
 from gateway.retry import ALARM_INTERVAL_S, Alarms, Backoff
 from gateway.settings import FileConfig
 from gateway.sinks import SinkStatus
-from gateway.sinks.files import Folder, Part, end_below, line_start, lsn_of, pread_of
+from gateway.sinks.files import (
+    Entry,
+    Folder,
+    NotLogged,
+    Part,
+    end_below,
+    line_start,
+    lsn_of,
+    pread_of,
+)
 
 LOGGER = logging.getLogger("gateway.sinks.file")
 
@@ -305,7 +314,11 @@ class FileSink:
         if finished and (last := finished[-1].last) is not None and last >= cursor:
             newest = last, self._folder.last_line(finished[-1])
         for entry in parts:
-            part = Part.reopen(self._folder, entry, cursor)
+            try:
+                part = Part.reopen(self._folder, entry, cursor, self._is_logged)
+            except NotLogged:
+                self._set_aside(entry, cursor)
+                continue
             if part is None:
                 continue
             self._part = part
@@ -321,15 +334,27 @@ class FileSink:
         if newest is not None and not self._pass(*newest):
             for entry in finished:
                 if entry.last is not None and entry.last >= cursor:
-                    name = self._folder.set_aside(entry)
-                    LOGGER.error(
-                        "%s is not of this log, which may have been put back from an older copy: it"
-                        " is now %s, and the log's events from lsn %d on are written",
-                        self._folder.path / entry.name,
-                        name,
-                        cursor,
-                    )
+                    self._set_aside(entry, cursor)
             self._lines.seek(cursor)
+
+    def _set_aside(self, entry: Entry, cursor: int) -> None:
+        old, new = self._folder.path / entry.name, self._folder.set_aside(entry)
+        LOGGER.error(
+            "%s is not of this log, which may have been put back from an older copy: it"
+            " is now %s, and the log's events from lsn %d on are written",
+            *(old, new, cursor),
+        )
+
+    def _is_logged(self, lsn: int, line: bytes) -> bool:
+        """The log has this very line there."""
+        lines = Lines(self._log, self._sink, 1)
+        try:
+            lines.seek(lsn)
+            return bytes(lines.fill() or b"") == line
+        except ValueError:
+            return False
+        except _log.LogError:  # lapped or damaged: whoever reads on there finds it
+            return True
 
     def _pass(self, last: int, written: bytes) -> bool:
         """Lines from the cursor on up to `last` are in a file: they need only be confirmed. False:

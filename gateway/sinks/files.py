@@ -14,7 +14,9 @@ Compressed, a file is a row of zstd frames (RFC 8878), a frame for each run of l
 together, with its size in its header and a checksum at its end.
 
 What is known of a `.part` after a crash: lines below the cursor were synced before the cursor
-moved; what follows may be torn, whole, or zeros. So `Part.reopen` cuts there, whatever it is:
+moved; what follows may be torn, whole, or zeros. So `Part.reopen` cuts there, unless the last whole
+line is one that the log does not have: then the log was put back from an older copy, the line may be
+the only one of its event, and the file is set aside as it is. Where it cuts:
 
     plain   behind the last line below the cursor. Lines rise, so it is found by halves: a part of
             any size costs some forty short reads
@@ -26,6 +28,7 @@ moved; what follows may be torn, whole, or zeros. So `Part.reopen` cuts there, w
 import bisect
 import contextlib
 import errno
+import itertools
 import os
 import re
 import stat
@@ -34,6 +37,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 from backports import zstd
 
 Pread = Callable[[int, int], bytes]
@@ -99,6 +103,16 @@ def line_start(lines: bytes | memoryview, end: int) -> int:
             return low + found + 1
         at = low
     return 0
+
+
+def last_whole(lines: bytes) -> bytes:
+    """The last line that is one, whatever stands behind it; b"": there is none."""
+    for line in reversed(lines.splitlines(keepends=True)):
+        if line.endswith(b"\n") and lsn_of(line) is not None:
+            with contextlib.suppress(ValueError):  # zeros in its middle
+                msgspec.json.decode(line)
+                return line
+    return b""
 
 
 def end_below(pread: Pread, size: int, bound: int) -> int:
@@ -238,9 +252,12 @@ class Folder:
             )
 
     def set_aside(self, entry: Entry) -> str:
-        """Give a finished file a name that is none of this log's; returns it. Raises OSError."""
-        name = f"other-{entry.name}"
-        self.rename(entry.name, name)
+        """Give a file a name that is none of this log's; returns it. Raises OSError."""
+        for number in itertools.count(1):
+            name = f"other-{f'{number}-' if number > 1 else ''}{entry.name.removesuffix('.part')}"
+            with contextlib.suppress(FileExistsError):  # of an earlier time
+                self.rename(entry.name, name)
+                break
         self.sync()
         return name
 
@@ -271,6 +288,10 @@ class Folder:
             os.close(fd)
 
 
+class NotLogged(Exception):
+    """A line of a `.part` is not of this log's history."""
+
+
 class Part:
     """The file that is written. Its lines are safe once `sync` has returned."""
 
@@ -296,13 +317,16 @@ class Part:
         return cls(folder, fd, Entry(first, None, compressed, name))
 
     @classmethod
-    def reopen(cls, folder: Folder, entry: Entry, cursor: int) -> "Part | None":
+    def reopen(
+        cls, folder: Folder, entry: Entry, cursor: int, is_logged: Callable[[int, bytes], bool]
+    ) -> "Part | None":
         """What a crash left, cut as said above; None: nothing stayed, and it is removed. Raises
-        OSError."""
+        OSError; NotLogged, when a whole line behind the cut is not what the log has at its lsn: then
+        the file is as it was."""
         fd = folder.open_file(entry.name, os.O_RDWR | os.O_APPEND)
         try:
             part = cls(folder, fd, entry)
-            end = part._cut(cursor)
+            end = part._cut(cursor, is_logged)
             if end:
                 return part
         except BaseException:
@@ -312,7 +336,7 @@ class Part:
         folder.unlink(entry.name)
         return None
 
-    def _cut(self, cursor: int) -> int:
+    def _cut(self, cursor: int, is_logged: Callable[[int, bytes], bool]) -> int:
         fd = self._fd
 
         def pread(n: int, at: int) -> bytes:
@@ -330,11 +354,16 @@ class Part:
                 zstd.get_frame_info(pread(32, at)).decompressed_size or 0 for at, _ in whole[:keep]
             )
             first = inflated(pread, whole[0])[:256] if keep else b""
+            behind = next(filter(None, (inflated(pread, x) for x in reversed(whole[keep:]))), b"")
         else:
             end = self.lines_bytes = end_below(pread, size, cursor)
             low = max(0, end - LINE_BYTES_MAX)
             lines = pread(end - low, low)
             first = pread(256, 0)
+            behind = pread(LINE_BYTES_MAX, max(end, size - LINE_BYTES_MAX))
+        line = last_whole(behind)
+        if line and not is_logged(lsn_of(line) or 0, line):
+            raise NotLogged
         self._bytes = self._synced_bytes = end
         self.last_line = lines[line_start(lines, len(lines)) :]
         self.last = lsn_of(self.last_line) or self.last

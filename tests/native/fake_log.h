@@ -14,6 +14,8 @@ struct gw_log {
     gw_record record[100000];
     unsigned records, committed; /* made; of these, committed */
     uint64_t corrupt_lsn;
+    uint64_t lapped; /* what stands below was written over; only an optional sink's place may be */
+    bool optional;
     gw_cursor cursor;
     unsigned cursor_stores;
     gw_counter_block counters;
@@ -73,6 +75,17 @@ gw_status gw_log_read(const gw_log *log, uint64_t lsn, gw_record *record)
 void gw_log_prefetch(const gw_log *log, uint64_t lsn)
 {
     (void)log, (void)lsn;
+}
+
+bool gw_log_is_required(const gw_log *log, unsigned sink)
+{
+    (void)sink;
+    return !log->optional;
+}
+
+bool gw_log_lapped(const gw_log *log, uint64_t lsn)
+{
+    return lsn < log->lapped;
 }
 
 uint64_t gw_log_committed(const gw_log *log)

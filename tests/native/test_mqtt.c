@@ -508,6 +508,21 @@ static void test_a_corrupt_record_is_never_published_or_passed(void)
     done(w, log);
 }
 
+/* The place of an optional sink was written over while its records were encoded: nothing of it goes out. */
+static void test_what_was_written_over_while_it_was_encoded_is_not_sent(void)
+{
+    gw_log *log = log_of(20);
+    gw_window *w = window_of(log, 3);
+    seen s[4];
+    log->optional = true;
+    gw_window_open(w, 0, false, 65535, 0);
+    CHECK(fill(w, s, 4) == 3 && puback(w, s[0].id, -1) == GW_MQTT_OK);
+    log->lapped = log->record[2].lsn;
+    CHECK(fill(w, s, 4) == 0);
+    CHECK(gw_window_look(w, GW_ALL_CONNECTIONS).corrupt_lsn == log->record[1].lsn);
+    done(w, log);
+}
+
 static void test_other_packets_are_handed_out_in_order(void)
 {
     gw_log *log = log_of(2);
@@ -668,6 +683,7 @@ int main(void)
     test_a_record_marked_while_it_was_out_is_not_sent_again();
     test_records_that_cannot_become_a_publish_hold();
     test_a_corrupt_record_is_never_published_or_passed();
+    test_what_was_written_over_while_it_was_encoded_is_not_sent();
     test_other_packets_are_handed_out_in_order();
     test_segmentation_changes_nothing();
     test_topics_with_wildcards_or_too_long_are_refused();
