@@ -47,7 +47,7 @@ WORKDIR /var/lib/gateway
 # The only place that is written to.
 VOLUME /var/lib/gateway
 EXPOSE 8000
-# The gateway drains on it, at most http.drain_deadline_ms (10 s); give `docker stop` 20 s.
+# The gateway drains on it, at most http.drain_deadline_ms (10 s); give `docker stop` 25 s.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["gateway", "health"]
 ENTRYPOINT ["gateway"]

@@ -299,6 +299,9 @@ void gw_log_prefetch(const gw_log *log, uint64_t lsn);
 /* What was copied from [lsn, ...) until now may be torn: producers have claimed its place again. Only the reader of an
  * optional sink has to ask. */
 bool gw_log_lapped(const gw_log *log, uint64_t lsn);
+/* gw_log_read for an optional sink, of what ends at or below `limit`: written over meanwhile, the record keeps the
+ * sizes that were checked. */
+gw_status gw_log_read_once(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record);
 
 int gw_log_sink(const gw_log *log, const char *name); /* index, or -1 */
 gw_cursor gw_cursor_load(const gw_log *log, unsigned sink);

@@ -239,8 +239,6 @@ gw_status gw_slot_take_sinks(gw_slot_page *slot, const gw_sinks *sinks, uint64_t
 gw_cursor gw_least_required(const gw_log *log);
 /* gw_log_read, but of what ends at or below `limit`. */
 gw_status gw_log_read_at(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record);
-/* The same for an optional sink: written over meanwhile, the record keeps the sizes that were checked. */
-gw_status gw_log_read_once(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record);
 /* Move `committed` over what is there. Delivery process only. */
 bool gw_walk(gw_log *log);
 /* Whether somebody waits for more than is committed, or for more than is durable. */

@@ -66,6 +66,7 @@ gw_window *gw_window_new(gw_log *log, unsigned sink, const gw_window_options *o)
         messages *= 2;
     w->log = log;
     w->sink = sink;
+    w->is_optional = !gw_log_is_required(log, sink);
     w->counters = gw_log_counters(log, GW_BLOCK_DELIVERY);
     w->topic_is_fixed = o->topic_is_fixed;
     w->prefix_bytes = o->topic_prefix_bytes;
@@ -405,6 +406,19 @@ bool gw_window_dead_letter(gw_window *w, uint64_t lsn)
     gw_mqtt_drop_over(w, c);
     set_refused(w, c, c->refused - 1);
     gw_mqtt_settle(w, c);
+    return true;
+}
+
+bool gw_window_set_aside(gw_window *w, uint64_t lsn)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < w->asides; i++)
+        if (w->aside[i] >= w->cursor.lsn)
+            w->aside[kept++] = w->aside[i];
+    w->asides = kept;
+    if (kept == ASIDE_MAX)
+        return false;
+    w->aside[w->asides++] = lsn;
     return true;
 }
 

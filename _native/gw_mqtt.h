@@ -183,6 +183,9 @@ uint32_t gw_window_refusals(const gw_window *window, gw_refusal *refusals, uint3
  * dead-lettered. The connection is as wide as before once no refusal is left. false: no such refused record, or it is
  * one of a pack. */
 bool gw_window_dead_letter(gw_window *window, uint64_t lsn);
+/* The record at `lsn` has a durable dead letter, but the log cannot mark it: this sink is not required, and the others
+ * have passed it. It is taken as marked until the window ends. false: there are too many such. */
+bool gw_window_set_aside(gw_window *window, uint64_t lsn);
 
 /* `connection`: one, or GW_ALL_CONNECTIONS. */
 gw_window_view gw_window_look(const gw_window *window, int connection);

@@ -3,9 +3,14 @@
 
 /* ---- reading ------------------------------------------------------------------------------------------------- */
 
+static gw_status read_at(const gw_window *w, uint64_t lsn, gw_record *r)
+{
+    return w->is_optional ? gw_log_read_once(w->log, lsn, gw_log_committed(w->log), r) : gw_log_read(w->log, lsn, r);
+}
+
 bool gw_mqtt_reread(gw_window *w, uint32_t index, gw_record *r)
 {
-    if (gw_log_read(w->log, w->record[index].lsn, r) == GW_OK)
+    if (read_at(w, w->record[index].lsn, r) == GW_OK)
         return true;
     w->corrupt_lsn = w->record[index].lsn;
     return false;
@@ -13,6 +18,9 @@ bool gw_mqtt_reread(gw_window *w, uint32_t index, gw_record *r)
 
 bool gw_mqtt_is_dead(const gw_window *w, const gw_record *r)
 {
+    for (uint32_t i = 0; i < w->asides; i++)
+        if (w->aside[i] == r->lsn)
+            return true;
     return r->dead >> w->sink & 1;
 }
 
@@ -38,7 +46,7 @@ static bool read_on(gw_window *w, connection *c)
 {
     while (!w->corrupt_lsn && !span_is_full(w)) {
         gw_record *r = &w->fresh;
-        gw_status status = gw_log_read(w->log, w->read_lsn, r);
+        gw_status status = read_at(w, w->read_lsn, r);
         if (status != GW_OK) {
             if (status != GW_EMPTY)
                 w->corrupt_lsn = w->read_lsn;
@@ -220,7 +228,7 @@ size_t gw_window_fill(gw_window *w, unsigned number, uint64_t now_ns, gw_fill_li
            (w->packed ? send_next_pack : send_next_record)(w, c, &f))
         ;
     gw_mqtt_settle(w, c);
-    if (f.sent && !gw_log_is_required(w->log, w->sink) && gw_log_lapped(w->log, w->cursor.lsn)) {
+    if (w->is_optional && gw_log_lapped(w->log, w->cursor.lsn)) {
         w->corrupt_lsn = w->cursor.lsn; /* written over while it was encoded: what is in `out` may be torn */
         return 0;
     }

@@ -22,7 +22,7 @@
 #include "gw_mqtt.h"
 
 enum { PUBACK = 4, PUBLISH_QOS1 = 0x32, DUP = 0x08 };
-enum { TS_BYTES = 24, PROPERTIES_BYTES_MAX = 40 };
+enum { TS_BYTES = 24, PROPERTIES_BYTES_MAX = 40, ASIDE_MAX = 64 };
 enum { RECORD_INDEX_BITS = 20, PACKS_MAX = 4096, PACKS_SPARE = 4, BUCKETS = 2 * PACKS_MAX };
 
 enum record_state { WAITING = 0, SENT, ACKED, REFUSED, DEAD };
@@ -105,6 +105,9 @@ struct gw_window {
     uint8_t *prefix, *suffix;
     uint32_t prefix_bytes, suffix_bytes;
     bool topic_is_fixed, packed, no_linger;
+    bool is_optional; /* the log may go on without this sink: what is read may be written over meanwhile */
+    uint32_t asides;
+    uint64_t aside[ASIDE_MAX]; /* have a dead letter, and a place that cannot be marked any more */
     gw_pack_options pack;
     uint32_t inflight_max, span_max; /* configured; records that may be open */
     uint32_t packs;                  /* a connection */

@@ -83,6 +83,7 @@ cdef extern from "gw_mqtt.h" nogil:
     const char *gw_window_error(const gw_window *window, unsigned connection)
     uint32_t gw_window_refusals(const gw_window *window, gw_refusal *refusals, uint32_t most)
     gw_bool gw_window_dead_letter(gw_window *window, uint64_t lsn)
+    gw_bool gw_window_set_aside(gw_window *window, uint64_t lsn)
     gw_window_view gw_window_look(const gw_window *window, int connection)
     gw_bool gw_window_is_held(const gw_window *window, int connection)
     uint64_t gw_window_lsn(const gw_window *window)
@@ -269,6 +270,9 @@ cdef class Window:
 
     def dead_letter(self, uint64_t lsn):
         return bool(gw_window_dead_letter(self.window, lsn))
+
+    def set_aside(self, uint64_t lsn):
+        return bool(gw_window_set_aside(self.window, lsn))
 
     def is_held(self, unsigned connection=0):
         return bool(gw_window_is_held(self.window, <int>self._known(connection)))

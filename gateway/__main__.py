@@ -36,7 +36,7 @@ EXIT_CODES: Final = {
 }
 
 _MAIN: Final = """\
-Takes telemetry over HTTP, writes it to a crash-safe log, publishes it to MQTT.
+Takes telemetry over HTTP, writes it to a crash-safe log, delivers it to MQTT and to files.
 
 examples:
   gateway serve --set mqtt.url=embedded        try it out, with a broker inside
@@ -70,8 +70,9 @@ examples:
 """
 
 _HEALTH: Final = """\
-Ask a running gateway whether it takes events (GET /readyz): exits 0 when it does, else 1, and says
-why. Without --url the gateway that these settings describe, on this machine.
+Ask a running gateway whether it is ready (GET /readyz): exits 0 when it is, else 1, and says why.
+A full log is ready (`ready: full`): it refuses new events for a while, and GET /healthz says what
+holds it. Without --url the gateway that these settings describe, on this machine.
 
   gateway health --url http://127.0.0.1:9000 --timeout 1
 """
@@ -145,7 +146,9 @@ def _explain(error: Exception) -> tuple[int, str | None]:
         return Exit.LOG_UNUSABLE, f"{error.filename}: {error.strerror}"
     if isinstance(error, TimeoutError):  # of a lock; it says which
         return Exit.LOCKED, str(error)
-    if isinstance(error, ImportError) and re.search(r"\b_(log|mqtt|validator)\b", str(error)):
+    if isinstance(error, ImportError) and re.search(
+        r"\b_(log|mqtt|validator|waiting|lines)\b", str(error)
+    ):
         return Exit.ERROR, f"compiled modules are missing ({error}): run scripts/bootstrap"
     if "gateway._log" in sys.modules:
         from gateway._log import LogError, LogLocked
@@ -329,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--url", default="http://127.0.0.1:8000", help="the gateway (%(default)s)")
     demo.add_argument("--rate", type=_positive, default=50, help="events a second (%(default)s)")
     demo.add_argument("--count", type=_positive, default=300, help="events in all (%(default)s)")
-    health = _add(commands, "health", _health, "ask whether it takes events", _HEALTH, settings)
+    health = _add(commands, "health", _health, "ask whether it is ready", _HEALTH, settings)
     health.add_argument("--url", help="the gateway (http.host and http.port of the settings)")
     health.add_argument("--timeout", type=_positive, default=3, help="seconds (%(default)s)")
     _add_log(commands, settings)

@@ -180,6 +180,11 @@ class Window:
         False: no such refused record, or it is one of several in a pack.
         """
 
+    def set_aside(self, lsn: int) -> bool:
+        """The record has a durable dead letter, but the log cannot mark it (`Log.mark_dead` is False): it is taken as
+        marked as long as this window lives. False: there are too many such.
+        """
+
     def is_held(self, connection: int = 0) -> bool:
         """Nothing new is sent on this connection: a message was refused, or the log is corrupt."""
     held: bool

@@ -35,7 +35,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -43,6 +43,7 @@ import msgspec
 
 from gateway._log import Log, Record
 from gateway.config import Config
+from gateway.log_tools import sync_folder, timestamp
 from gateway.mqtt import REASONS
 
 FOLDER: Final = "dead-letters"
@@ -131,12 +132,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Line).decode
-
-
-def rfc3339_ns(unix_ns: int) -> str:
-    """`2025-09-23T11:18:41.123456789Z`."""
-    seconds, ns = divmod(unix_ns, 10**9)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09d}Z"
+rfc3339_ns: Final = timestamp
 
 
 def unix_ns(text: str) -> int:
@@ -209,7 +205,9 @@ def every_line(folder: Path) -> Iterator[Line | Damaged]:
 @contextlib.contextmanager
 def locked(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold the lock of the folder. Raises TimeoutError, OSError."""
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with contextlib.suppress(FileExistsError):
+        os.close(_made(folder / ".lock"))
+    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         until = time.monotonic() + wait_s
         while True:
@@ -228,13 +226,14 @@ def locked(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         os.close(fd)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names that were added, replaced or removed durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _made(path: Path) -> int:
+    """A new file, open. Root gives it to the folder's owner: the gateway must be able to open what
+    an operator's tool leaves."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # nobody else may
+        owner = path.parent.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+    return fd
 
 
 def rewrite(folder: Path, keep: Callable[[Line], bool], file_bytes_max: int) -> int:
@@ -278,7 +277,7 @@ def rewrite(folder: Path, keep: Callable[[Line], bool], file_bytes_max: int) -> 
 def _replace(path: Path, rows: Iterator[bytes]) -> None:
     """An empty file goes away."""
     new = path.with_suffix(".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = _made(new)
     try:
         with open(fd, "wb") as file:
             file.writelines(rows)
@@ -452,7 +451,7 @@ class DeadLetters:
                 raise DeadLettersFull(self.folder, len(paths))
             self._drop(paths.pop(0))
         path = self.folder / f"{number:06d}.ndjson"
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(_made(path))
         sync_folder(self.folder)
         return path, 0
 

@@ -97,7 +97,7 @@ def run(url: str, rate: int, count: int) -> int:
         code = Exit.UNREACHABLE
         refusal = (
             f"no gateway answers at {url} ({str(error) or type(error).__name__});"
-            " start it with `make run` or `scripts/run`"
+            " start it with `make run` or `gateway serve`, or say where it is with --url"
         )
     finally:
         connection.close()

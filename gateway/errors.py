@@ -123,7 +123,10 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
     Refusal("too_many_members", 400, "an event may have at most 1024 object members in all"),
     Refusal("not_an_object", 400, "an event and its metrics must be JSON objects"),
     Refusal(
-        "unknown_field", 400, "only metrics, tags, ts, seq, boot and payload may stand at the top"
+        "unknown_field",
+        400,
+        "only metrics, tags, ts, seq, boot and payload may stand at the top, and device_id in an"
+        " event that goes to /v1/ingest",
     ),
     Refusal("missing_metrics", 400, "metrics is required; it may be empty"),
     Refusal("too_many_metrics", 400, "metrics must have ≤ 32 keys"),
@@ -141,11 +144,17 @@ REFUSALS: Final[tuple[Refusal, ...]] = (
     Refusal("bad_boot", 400, "boot must be an integer from 0 to 9223372036854775807"),
     Refusal("payload_too_deep", 400, "payload may be nested at most 32 deep"),
     Refusal("duplicate_key", 400, "an object has the same key twice"),
-    Refusal("bad_device_id", 400, "the device id must match ^[A-Za-z0-9_-]{1,64}$"),
+    Refusal(
+        "bad_device_id",
+        400,
+        "the device id, of the path or in each event to /v1/ingest, must match"
+        " ^[A-Za-z0-9_-]{1,64}$",
+    ),
     Refusal(
         "not_found",
         404,
-        "no such path; events go to /v1/ingest/{device_id}, with no slash behind it",
+        "no such path; events go to /v1/ingest/{device_id}, with no slash behind it; /docs has all"
+        " paths",
     ),
     Refusal("method_not_allowed", 405, "this path does not have that method; see the header Allow"),
     Refusal("length_required", 411, "send Content-Length and no Transfer-Encoding"),

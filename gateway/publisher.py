@@ -109,7 +109,7 @@ class Publisher:
             pack=_pack(settings),
         )
         base = f"gateway-{log.identity:016x}" if settings.client_id is None else settings.client_id
-        aside = Aside(log, sink, dead_letters, topic)
+        aside = Aside(log, sink, dead_letters, topic, self.window)
         alarms = Alarms(LOGGER)
 
         def backoff() -> Backoff:

@@ -52,8 +52,11 @@ class Host(Protocol):
 class Aside:
     """Where dead letters go: shared by the connections, one append at a time."""
 
-    def __init__(self, log: Log, sink: int, shelf: Shelf, topic: TopicTemplate) -> None:
+    def __init__(
+        self, log: Log, sink: int, shelf: Shelf, topic: TopicTemplate, window: Window
+    ) -> None:
         self._log, self._sink, self._shelf, self._topic = log, sink, shelf, topic
+        self._window = window
         self._turn = asyncio.Lock()
 
     def read(self, lsn: int) -> Record:
@@ -93,9 +96,12 @@ class Aside:
 
     def _mark(self, record: Record) -> None:
         """Of a sink for which the log does not wait, what every other sink has passed cannot be
-        marked: its place is no longer only read. After a restart it is sent, and refused, again."""
-        marked = self._log.mark_dead(self._sink, record.lsn, record.epoch)
-        if not marked and self._log.is_required(self._sink):
+        marked: its place is no longer only read. The window knows it then, and after a restart it
+        is sent, and refused, again."""
+        if self._log.mark_dead(self._sink, record.lsn, record.epoch):
+            return
+        self._window.set_aside(record.lsn)
+        if self._log.is_required(self._sink):
             raise RuntimeError(f"the log does not know the event at lsn {record.lsn} any more")
 
 

@@ -120,6 +120,18 @@ def test_folder_and_files_are_private(tmp_path: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in shelf.folder.iterdir()} == {0o600}
 
 
+def test_what_root_makes_belongs_to_the_owner_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fchown", lambda fd, user, group: given.append((user, group)))
+    shelf = shelf_in(tmp_path)
+    shelf.append([letter(), letter(8192)])
+    rewrite(shelf.folder, lambda line: line.lsn != 4096, 1 << 20)
+    owner = shelf.folder.stat()
+    assert given == [(owner.st_uid, owner.st_gid)] * 3  # the lock, the file, its successor
+
+
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
 def test_any_body_comes_back_byte_for_byte(body: bytes) -> None:

@@ -259,7 +259,7 @@ def test_no_dead_letter_is_made_of_a_place_that_may_be_written_over(
         lsn = site.append(b'{"metrics":{}}')
         site.settle()
         # no shelf and no topic are wanted for a look
-        aside = Aside(site.log, FILE, None, None)  # type: ignore[arg-type]
+        aside = Aside(site.log, FILE, None, None, None)  # type: ignore[arg-type]
         assert aside.read(lsn).body == b'{"metrics":{}}'
         whole = site.log.read(lsn)
         while site.log.tail <= lsn + site.log.capacity_bytes:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.children import HUNG_S
 from gateway.errors import Exit
 from tests import brokers
@@ -29,10 +31,13 @@ JSON = {"Content-Type": "application/json"}
 class Recorder(Valve):
     """A broker that takes everything and keeps each event's seq."""
 
-    def __init__(self, port: int = 0, refused: Collection[int] = ()) -> None:
-        """Of the seqs in `refused` it says, after a while, that it will never take them."""
+    def __init__(
+        self, port: int = 0, refused: Collection[int] = (), poison: Collection[int] = ()
+    ) -> None:
+        """Of the seqs in `refused` it says, after a while, that it will never take them; those in
+        `poison` end its connection."""
         super().__init__()
-        self.wanted_port, self.refused = port, refused
+        self.wanted_port, self.refused, self.poison = port, refused, poison
         self.seqs: list[int] = []
 
     async def _serve(self) -> None:
@@ -53,7 +58,10 @@ class Recorder(Valve):
                 self.seqs.append(json.loads(publish.payload)["seq"])
                 if self.seqs[-1] in self.refused:
                     await asyncio.sleep(1)
-                    peer.send(brokers.puback(publish.id, brokers.NOT_AUTHORIZED))
+                    peer.send(brokers.puback(publish.id, 0x87))
+                elif self.seqs[-1] in self.poison:
+                    await asyncio.sleep(0.3)
+                    return
                 else:
                     peer.send(brokers.puback(publish.id))
 
@@ -252,8 +260,11 @@ def test_a_broker_that_is_not_required_is_passed(tmp_path: Path) -> None:
         assert "the log is corrupt" not in site.gateway.output()
 
 
-def test_a_refusal_by_a_broker_that_is_not_required_is_set_aside_once(tmp_path: Path) -> None:
-    with Recorder(refused={2}) as broker:
+@pytest.mark.parametrize("how", ["refused", "poison"])
+def test_what_a_broker_that_is_not_required_never_takes_is_set_aside_once(
+    tmp_path: Path, how: str
+) -> None:
+    with Recorder(**{how: {2}}) as broker:
         site = Site(
             tmp_path,
             f"mqtt://127.0.0.1:{broker.port}",
@@ -264,12 +275,16 @@ def test_a_refusal_by_a_broker_that_is_not_required_is_set_aside_once(tmp_path: 
             site.send(3)
             wait_for(site.has_room)  # the head is past what the broker is about to refuse
             wait_for(site.has_all("mqtt"))
+            metrics = site.gateway.metrics()
             assert site.books("mqtt")["events_confirmed_total"] == 2
-            assert site.gateway.metrics()["gateway_events_dead_lettered_total"] == 1
-            assert site.gateway.metrics()["gateway_unexplained_events"] == 0
+            assert metrics["gateway_events_dead_lettered_total"] == 1
+            assert metrics["gateway_unexplained_events"] == 0
             site.send(1)
             wait_for(site.has_all("mqtt"))
-        assert broker.seqs == [1, 2, 3, 4]
+            (letters,) = tmp_path.glob("**/dead-letters/*.ndjson")
+            assert len(letters.read_text().splitlines()) == 1
+        assert sorted(set(broker.seqs)) == [1, 2, 3, 4]
+        assert broker.seqs.count(2) <= (1 if how == "refused" else 4), "mqtt.poison_attempts is 3"
         assert "failed" not in site.gateway.output()
 
 

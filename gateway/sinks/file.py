@@ -120,11 +120,8 @@ class FileSink:
         status_file: Path | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """Raises ConfigError when there is no folder in the settings.
-
-        `on_status` is called on the loop at each change of the status, and `status_file` replaced.
-        `draw` gives 0 ... 1 for the jitter.
-        """
+        """Raises ConfigError when there is no folder in the settings. `on_status` is called on the
+        loop at each change of the status, and `status_file` replaced; `draw` is for the jitter."""
         if settings.directory is None:
             raise ConfigError("file.directory is not set")
         self._log, self._sink, self._settings = log, sink, settings
@@ -196,7 +193,7 @@ class FileSink:
         )
 
     async def drain(self, deadline_s: float) -> bool:
-        """Sync without gathering until `idle`, at most so many seconds. True: idle."""
+        """Sync without gathering until `idle`, at most so long. True: idle."""
         self._drained = asyncio.get_running_loop().create_future()
         self._log.wake_durable()
         self._look_whether_drained()
@@ -205,8 +202,7 @@ class FileSink:
         return self.idle
 
     async def close(self) -> None:
-        """End `run`: what is written is synced and confirmed, the `.part` stays for the next
-        start."""
+        """End `run`: what is written is synced and confirmed, the `.part` stays."""
         self._closing.set()
         self._log.wake_durable()
         if self._ended is not None:

@@ -15,8 +15,8 @@ together, with its size in its header and a checksum at its end.
 
 What is known of a `.part` after a crash: lines below the cursor were synced before the cursor
 moved; what follows may be torn, whole, or zeros. So `Part.reopen` cuts there, unless the last whole
-line is one that the log does not have: then the log was put back from an older copy, the line may be
-the only one of its event, and the file is set aside as it is. Where it cuts:
+line is one that the log does not have: then the log was put back from an older copy, the line may
+be the only one of its event, and the file is set aside as it is. Where it cuts:
 
     plain   behind the last line below the cursor. Lines rise, so it is found by halves: a part of
             any size costs some forty short reads
@@ -321,8 +321,8 @@ class Part:
         cls, folder: Folder, entry: Entry, cursor: int, is_logged: Callable[[int, bytes], bool]
     ) -> "Part | None":
         """What a crash left, cut as said above; None: nothing stayed, and it is removed. Raises
-        OSError; NotLogged, when a whole line behind the cut is not what the log has at its lsn: then
-        the file is as it was."""
+        OSError; NotLogged, when a whole line behind the cut is not what the log has at its lsn:
+        then the file is as it was."""
         fd = folder.open_file(entry.name, os.O_RDWR | os.O_APPEND)
         try:
             part = cls(folder, fd, entry)

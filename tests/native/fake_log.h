@@ -72,6 +72,11 @@ gw_status gw_log_read(const gw_log *log, uint64_t lsn, gw_record *record)
     return GW_OK;
 }
 
+gw_status gw_log_read_once(const gw_log *log, uint64_t lsn, uint64_t limit, gw_record *record)
+{
+    return lsn < limit ? gw_log_read(log, lsn, record) : GW_EMPTY;
+}
+
 void gw_log_prefetch(const gw_log *log, uint64_t lsn)
 {
     (void)log, (void)lsn;

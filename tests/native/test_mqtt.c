@@ -512,14 +512,34 @@ static void test_a_corrupt_record_is_never_published_or_passed(void)
 static void test_what_was_written_over_while_it_was_encoded_is_not_sent(void)
 {
     gw_log *log = log_of(20);
+    log->optional = true;
     gw_window *w = window_of(log, 3);
     seen s[4];
-    log->optional = true;
     gw_window_open(w, 0, false, 65535, 0);
     CHECK(fill(w, s, 4) == 3 && puback(w, s[0].id, -1) == GW_MQTT_OK);
     log->lapped = log->record[2].lsn;
     CHECK(fill(w, s, 4) == 0);
     CHECK(gw_window_look(w, GW_ALL_CONNECTIONS).corrupt_lsn == log->record[1].lsn);
+    done(w, log);
+}
+
+/* Of an optional sink the log may not be able to mark what has a dead letter. */
+static void test_what_was_set_aside_is_passed_unsent_like_a_marked_one(void)
+{
+    gw_log *log = log_of(200);
+    gw_window *w = window_of(log, 3);
+    seen s[4];
+    gw_window_open(w, 0, false, 65535, 0);
+    CHECK(fill(w, s, 4) == 3);
+    CHECK(gw_window_set_aside(w, log->record[1].lsn));
+    gw_window_connect(w, 0);
+    gw_window_open(w, 0, false, 65535, 0);
+    CHECK(fill(w, s, 4) == 3);
+    CHECK(puback(w, s[0].id, -1) == GW_MQTT_OK);
+    CHECK(log->cursor.published == 1 && log->cursor.dead_lettered == 1 && log->cursor.lsn == log->record[2].lsn);
+    for (unsigned i = 100; i < 164; i++) /* what the cursor has passed makes room */
+        CHECK(gw_window_set_aside(w, log->record[i].lsn));
+    CHECK(!gw_window_set_aside(w, log->record[199].lsn));
     done(w, log);
 }
 
@@ -684,6 +704,7 @@ int main(void)
     test_records_that_cannot_become_a_publish_hold();
     test_a_corrupt_record_is_never_published_or_passed();
     test_what_was_written_over_while_it_was_encoded_is_not_sent();
+    test_what_was_set_aside_is_passed_unsent_like_a_marked_one();
     test_other_packets_are_handed_out_in_order();
     test_segmentation_changes_nothing();
     test_topics_with_wildcards_or_too_long_are_refused();
