@@ -31,7 +31,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import signal
 import sys
 import threading
@@ -326,8 +325,7 @@ def main() -> None:
         code = error.exit_code
     except Exception:
         _logger.critical("the delivery process failed", exc_info=True)
-    sys.stderr.flush()
-    os._exit(code)  # the follower waits in the kernel, with nothing to lose
+    process.end(code)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ and PUBACK are compiled code (`gateway._mqtt`).
 Section numbers are those of MQTT 5.0. Times carry their unit in the name.
 """
 
-import contextlib
 import json
-import os
 import ssl
 import time
 from collections.abc import Mapping
@@ -35,7 +33,7 @@ from mqttools.common import (
     unpack_variable_integer,
 )
 
-from gateway import _mqtt
+from gateway import _mqtt, process
 
 CONNACK: Final = int(ControlPacketType.CONNACK)
 PUBLISH: Final = int(ControlPacketType.PUBLISH)
@@ -467,19 +465,8 @@ class LinkStatus:
         )
 
     def write(self, path: Path) -> None:
-        """Replace `path` atomically; a reader sees the old or the new one. On a full disk it is
-        written over in place, which needs no room: that is when `held` must be seen."""
-        text = json.dumps(asdict(self)) + "\n"
-        partial = path.with_name(f"{path.name}.tmp")  # one name: there is one writer at a time
-        try:
-            partial.write_text(text)
-            os.replace(partial, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            with path.open("r+") as file:
-                file.write(text)
-                file.truncate()
+        """Replace what stands in `path`. Raises OSError."""
+        process.write_status(path, json.dumps(asdict(self)).encode() + b"\n")
 
     @staticmethod
     def read(path: Path) -> "LinkStatus":

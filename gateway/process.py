@@ -34,7 +34,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -141,6 +141,14 @@ def tell(text: str) -> None:
         os.write(_tell_fd, text.replace("\n", " ").encode()[: _TOLD_BYTES_MAX - 1] + b"\n")
 
 
+def end(code: int) -> NoReturn:
+    """End this process at once: its other threads wait in the kernel, with nothing to lose. The
+    code is told also when standard error takes nothing, as on a full disk."""
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code)
+
+
 def tell_failed(why: BaseException | str) -> None:
     """The log has FAILED, and why."""
     name = errno.errorcode.get(getattr(why, "errno", None) or 0)
@@ -180,6 +188,21 @@ def begin(arguments: list[str]) -> Launch:
 def status_path(config: Config, sink: str) -> Path:
     """Where the delivery process writes what a sink does, and workers read it for /healthz."""
     return Path(config.log.directory) / f"{sink}-status.json"
+
+
+def write_status(path: Path, text: bytes) -> None:
+    """Replace `path` atomically; a reader sees the old or the new text. On a full disk it is
+    written over in place, which needs no room: that is when `held` must be seen. Raises OSError."""
+    partial = path.with_name(f"{path.name}.tmp")  # one name: there is one writer at a time
+    try:
+        partial.write_bytes(text)
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        with path.open("r+b") as file:
+            file.write(text)
+            file.truncate()
 
 
 def raise_descriptor_limit() -> int:

@@ -24,13 +24,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
 
-from gateway import _log, books, docs_ui, http, metrics, openapi
+from gateway import _log, books, docs_ui, http, metrics, openapi, process
 from gateway.batches import Batches
-from gateway.errors import REFUSALS, ConfigError
+from gateway.errors import REFUSALS, ConfigError, Exit, GatewayError
 from gateway.http import Answer
 from gateway.logs import Seldom
 from gateway.process import Launch, status_path
@@ -456,3 +456,31 @@ def build(launch: Launch) -> App:
     if launch.config.http.pin_workers:
         pin(launch.index)
     return App(_log.Log.attach(launch.lock_fd, launch.shared_fd), launch)
+
+
+class Door(Protocol):
+    """What a front door makes of an app and its listening socket."""
+
+    def serve(self) -> None:
+        """Answer requests until SIGTERM."""
+
+
+def run(check: Callable[[], None], door: Callable[[App, int], Door]) -> NoReturn:
+    """The life of a worker process. `check` raises GatewayError when the door's server is not the
+    one that it was written for."""
+    launch = process.begin(sys.argv)
+    try:
+        check()
+        app = build(launch)
+    except GatewayError as error:
+        _logger.critical("%s", error)
+        sys.exit(Exit.USAGE)
+    except _log.NotALog as error:  # cut short or replaced under a running gateway
+        process.tell_failed(error)
+        sys.exit(Exit.LOG_FAILED)
+    except _log.LogError as error:  # no memory or descriptor for it: perhaps for a moment
+        _logger.critical("cannot attach to the log: %s", error)
+        sys.exit(Exit.ERROR)
+    door(app, launch.listen_fd).serve()
+    app.close()
+    process.end(Exit.OK)

@@ -575,6 +575,8 @@ def package(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
 
 
 HANGS = """
+import os
+
 def _hang(self):
     if os.path.exists("hang"):
         os.unlink("hang")

@@ -33,7 +33,7 @@ LAYERS = {
     "native": ["_log", "_validator", "_mqtt", "_waiting", "_lines"],
     "words": [
         *("errors", "logs", "systemd", "topics", "mqtt_settings", "settings", "config"),
-        *("inflate", "http", "docs_ui", "mqtt", "process", "books", "metrics"),
+        *("inflate", "http", "docs_ui", "process", "mqtt", "books", "metrics"),
         *("event_schema", "openapi_parts", "yaml", "openapi", "reference"),
     ],
     "work": [

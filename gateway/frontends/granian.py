@@ -41,9 +41,9 @@ import granian
 from granian.http import HTTP1Settings
 
 from gateway import http, opening, process, worker
-from gateway._log import BUSY, RUNNING, LogError, NotALog, now_ns
+from gateway._log import BUSY, RUNNING, now_ns
 from gateway.batches import is_array
-from gateway.errors import Exit, GatewayError
+from gateway.errors import GatewayError
 from gateway.http import BULK, ENQUEUE, INGEST, INGEST_MANY, Answer, Form, device_id_at
 from gateway.worker import App
 
@@ -469,24 +469,8 @@ def _check_granian() -> None:
 
 def main() -> None:
     """One worker process, started by the supervisor."""
-    launch = process.begin(sys.argv)
     logging.getLogger("_granian").setLevel(logging.WARNING)
-    try:
-        _check_granian()
-        app = worker.build(launch)
-    except GatewayError as error:
-        logging.getLogger(__name__).critical("%s", error)
-        sys.exit(Exit.USAGE)
-    except NotALog as error:  # cut short or replaced under a running gateway
-        process.tell_failed(error)
-        sys.exit(Exit.LOG_FAILED)
-    except LogError as error:  # no memory or descriptor for it: perhaps for a moment
-        logging.getLogger(__name__).critical("cannot attach to the log: %s", error)
-        sys.exit(Exit.ERROR)
-    Door(app, launch.listen_fd).serve()
-    app.close()
-    sys.stderr.flush()
-    os._exit(Exit.OK)  # Granian's threads would be joined by nobody
+    worker.run(_check_granian, Door)
 
 
 if __name__ == "__main__":

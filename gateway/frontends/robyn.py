@@ -34,9 +34,9 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from gateway import http, process, worker
-from gateway._log import BUSY, RUNNING, LogError, NotALog, now_ns
+from gateway._log import BUSY, RUNNING, now_ns
 from gateway.batches import is_array
-from gateway.errors import Exit, GatewayError
+from gateway.errors import GatewayError
 from gateway.frontends.guard import Guard, Limits
 from gateway.http import BULK, ENQUEUE, INGEST, INGEST_MANY, Form
 from gateway.worker import App
@@ -441,26 +441,10 @@ def _check_robyn() -> None:
 
 def main() -> None:
     """One worker process, started by the supervisor."""
-    launch = process.begin(sys.argv)
     for name in ("actix_http", "actix_server", "actix_web", "robyn"):
         # a line for each request that is no HTTP, as a stranger likes it
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    try:
-        _check_robyn()
-        app = worker.build(launch)
-    except GatewayError as error:
-        logging.getLogger(__name__).critical("%s", error)
-        sys.exit(Exit.USAGE)
-    except NotALog as error:  # cut short or replaced under a running gateway
-        process.tell_failed(error)
-        sys.exit(Exit.LOG_FAILED)
-    except LogError as error:  # no memory or descriptor for it: perhaps for a moment
-        logging.getLogger(__name__).critical("cannot attach to the log: %s", error)
-        sys.exit(Exit.ERROR)
-    Door(app, launch.listen_fd).serve()
-    app.close()
-    sys.stderr.flush()
-    os._exit(Exit.OK)  # Robyn's threads would be joined by nobody
+    worker.run(_check_robyn, Door)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ A sink that stands still keeps back its own cursor and nothing else: no other si
 neither does the loop. So a sink whose system calls can hang makes them in a thread of its own.
 """
 
-import contextlib
-import os
 import time
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
+
+from gateway import process
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
@@ -50,19 +50,8 @@ class SinkStatus(msgspec.Struct, frozen=True):
         return status
 
     def write(self, path: Path) -> None:
-        """Replace `path` atomically. On a full disk it is written over in place, which needs no
-        room: that is when `held` must be seen. Raises OSError."""
-        text = msgspec.json.encode(self) + b"\n"
-        partial = path.with_name(f"{path.name}.tmp")  # one name: there is one writer at a time
-        try:
-            partial.write_bytes(text)
-            os.replace(partial, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            with path.open("r+b") as file:
-                file.write(text)
-                file.truncate()
+        """Replace what stands in `path`. Raises OSError."""
+        process.write_status(path, msgspec.json.encode(self) + b"\n")
 
     @staticmethod
     def read(path: Path) -> "SinkStatus":
